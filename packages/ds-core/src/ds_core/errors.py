@@ -1,0 +1,129 @@
+"""Every error ds-core raises on purpose, as one small tree.
+
+    DsError
+    ├── ConfigError (ValueError)            a config value, key or combination that cannot be used
+    │   ├── BatchSizeError                  the batch triple does not multiply out
+    │   └── MissingWheelError               a config or argument asks for a wheel that is not installed
+    ├── PluginError (RuntimeError)          a plugin that cannot be loaded, or does not fit
+    │   ├── PluginConflictError             two wheels claim one name
+    │   └── UnknownPluginError              a name that matches no installed plugin
+    ├── AcceleratorError (RuntimeError)     a device that was asked for and cannot be used
+    │   └── AcceleratorFallbackError        the CPU would be used although an accelerator is installed
+    ├── EngineError (RuntimeError)          the engine is driven in an order it cannot serve
+    │   └── NonFiniteError                  loss or gradients stay NaN or infinite
+    ├── ModelError (ValueError)             a model or optimizer the engine cannot take
+    ├── CommError (RuntimeError)            process-group set-up or a collective failed
+    ├── CheckpointError (RuntimeError)      a checkpoint cannot be written, found or trusted
+    ├── OpError (ValueError)                an op was called with arguments it does not take
+    ├── LaunchError (RuntimeError)          ranks could not be started, or one of them died
+    └── DataError (ValueError)              a data set or loader state that cannot be used
+
+Messages say what is wrong, the value, what is allowed, and what to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AcceleratorError",
+    "AcceleratorFallbackError",
+    "BatchSizeError",
+    "CheckpointError",
+    "CommError",
+    "ConfigError",
+    "DataError",
+    "DsError",
+    "EngineError",
+    "LaunchError",
+    "MissingWheelError",
+    "ModelError",
+    "NonFiniteError",
+    "OpError",
+    "PluginConflictError",
+    "PluginError",
+    "UnknownPluginError",
+    "did_you_mean",
+    "nearest",
+]
+
+
+class DsError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(DsError, ValueError):
+    """A config value, key or combination cannot be used."""
+
+
+class BatchSizeError(ConfigError):
+    """train_batch_size is not micro-batch x accumulation x data-parallel ranks."""
+
+
+class MissingWheelError(ConfigError):
+    """What was asked for lives in a wheel that is not installed; the message has the pip command."""
+
+
+class PluginError(DsError, RuntimeError):
+    """A plugin cannot be loaded or does not fit this ds-core."""
+
+
+class PluginConflictError(PluginError):
+    """Two installed wheels claim the same name; the message says how to choose."""
+
+
+class UnknownPluginError(PluginError):
+    """A plugin name (argument, config or environment) matches nothing installed."""
+
+
+class AcceleratorError(DsError, RuntimeError):
+    """The accelerator that was asked for cannot be used here."""
+
+
+class AcceleratorFallbackError(AcceleratorError):
+    """Only the CPU is left although an accelerator wheel or its hardware is present."""
+
+
+class EngineError(DsError, RuntimeError):
+    """The engine was driven in an order it cannot serve."""
+
+
+class NonFiniteError(EngineError):
+    """Loss or gradients stayed NaN or infinite for too many steps."""
+
+
+class ModelError(DsError, ValueError):
+    """The model or optimizer handed in cannot be trained as it is."""
+
+
+class CommError(DsError, RuntimeError):
+    """Process groups could not be set up, or a collective failed."""
+
+
+class CheckpointError(DsError, RuntimeError):
+    """A checkpoint cannot be written, found, or trusted."""
+
+
+class OpError(DsError, ValueError):
+    """An op was called with arguments it does not take."""
+
+
+class LaunchError(DsError, RuntimeError):
+    """Ranks could not be started, or one of them died."""
+
+
+class DataError(DsError, ValueError):
+    """A data set or a loader state cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' with a leading space, or an empty string; made to be appended to a message."""
+    close = nearest(name, known)
+    return f" Did you mean {close!r}?" if close else ""

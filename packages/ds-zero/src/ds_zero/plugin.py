@@ -1,0 +1,3 @@
+"""What ds-zero brings to ds-core."""
+
+DS_HOOK_API = (1, 0)
