@@ -1,0 +1,43 @@
+"""Settings of every test run: what is tested is what is installed, and random inputs are the same each time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parent
+
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("DS_HYPOTHESIS_PROFILE", "steady"))
+
+
+def import_names() -> list[str]:
+    """Import name of every package in the tree."""
+    return sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under ``nox -s tests``, refuse to test a source tree in place of the installed wheels."""
+    if os.environ.get("DS_TEST_INSTALLED") != "1":
+        return
+    sites = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+    for name in import_names():
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise pytest.UsageError(f"{name} is not installed; run `python -m nox -s tests`, which builds every wheel")
+        if not any(site in Path(spec.origin).resolve().parents for site in sites):
+            raise pytest.UsageError(f"{name} would be imported from {spec.origin}, not from an installed wheel")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what is tested."""
+    where = "installed wheels" if os.environ.get("DS_TEST_INSTALLED") == "1" else "whatever is importable"
+    return f"packages: {', '.join(import_names())} ({where})"

@@ -1,0 +1,261 @@
+"""Every task of the repository, each in an environment of its own that it sets up itself.
+
+    python -m nox -s tests              build every wheel, install them, run every test against what was installed
+    python -m nox -s demo               train the example model here and now
+    python -m nox -s lint types docs build shape bench
+
+Packages are found by glob under ``packages/``; nothing here names one, except the demo, which says what it shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
+
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
+PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
+OTHER_TORCH = ("2.10.0", "2.14.1")
+
+QUIET_ENV = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+TEST_ENV = {
+    **QUIET_ENV,
+    "DS_PLUGINS_STRICT": "1",
+    "DS_TEST_INSTALLED": "1",  # conftest.py then refuses to test a source tree
+    "PYTHONSAFEPATH": "1",  # never import from the working directory
+    "PYTHONPATH": "",
+}
+
+
+# --- building and installing ------------------------------------------------------------------------------------
+
+
+def requirement_name(requirement: str) -> str:
+    """``"ds-core~=0.1; python_version > '3'"`` -> ``"ds-core"``."""
+    name = requirement
+    for mark in "[]<>=!~; (@":
+        name = name.partition(mark)[0]
+    return name.strip().lower().replace("_", "-")
+
+
+def third_party(dists: Iterable[str], extras: Sequence[str] = ()) -> list[str]:
+    """What the named packages need from the index: their declared ranges, without each other."""
+    found: dict[str, None] = {}
+    for dist in dists:
+        project = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["project"]
+        optional = project.get("optional-dependencies", {})
+        wanted = [*project.get("dependencies", []), *(item for extra in extras for item in optional.get(extra, []))]
+        found.update(dict.fromkeys(item for item in wanted if requirement_name(item) not in PACKAGES))
+    return sorted(found)
+
+
+def install(session: nox.Session, *requirements: str, constraints: Path = CONSTRAINTS) -> None:
+    """Install from the index, steadied by the constraints; torch goes first so that nothing else picks one."""
+    torch_first = [item for item in requirements if requirement_name(item) == "torch"]
+    if torch_first:
+        session.install("-c", str(constraints), *torch_first)
+    session.install("-c", str(constraints), *requirements)
+
+
+def is_native(dist: str) -> bool:
+    """Whether building this package runs CMake and a compiler."""
+    build_system = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]
+    return "scikit_build_core" in build_system["build-backend"]
+
+
+def build_requirements(dists: Iterable[str]) -> list[str]:
+    """Build back ends of the packages, and the CMake and ninja of the index for those that compile."""
+    found: dict[str, None] = {}
+    for dist in dists:
+        found.update(dict.fromkeys(nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]["requires"]))
+        if is_native(dist):
+            found.update(dict.fromkeys(["cmake", "ninja"]))
+    return sorted(found)
+
+
+def build_wheels(session: nox.Session, dists: Sequence[str]) -> list[Path]:
+    """Build a wheel of each package from the tree as it is now; only the compiler's objects outlive a run.
+
+    The build back ends live in the session's own environment, so nothing is set up twice, and each session has its
+    own folder for objects because CMake remembers the tools it was configured with.
+    """
+    install(session, *build_requirements(dists))
+    house = Path(session.create_tmp()).resolve() / "wheelhouse"
+    shutil.rmtree(house, ignore_errors=True)
+    house.mkdir(parents=True)
+    command = ["python", "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", str(house)]
+    pure = [str(PACKAGES[dist]) for dist in dists if not is_native(dist)]
+    if pure:
+        session.run(*command, *pure)
+    for dist in dists:
+        if is_native(dist):
+            objects = ROOT / "build" / session.name / dist / "{wheel_tag}"
+            session.run(*command, f"--config-settings=build-dir={objects}", str(PACKAGES[dist]))
+    wheels = sorted(house.glob("*.whl"))
+    if len(wheels) != len(dists):
+        session.error(f"built {[wheel.name for wheel in wheels]}, expected one wheel for each of {list(dists)}")
+    return wheels
+
+
+def install_wheels(
+    session: nox.Session,
+    dists: Sequence[str],
+    *extra: str,
+    extras: Sequence[str] = (),
+    constraints: Path = CONSTRAINTS,
+) -> None:
+    """Build the packages and put exactly those wheels, and no older ones, in the session's environment."""
+    install(session, *third_party(dists, extras), *extra, constraints=constraints)
+    wheels = build_wheels(session, dists)
+    remove_stale(session, dists)
+    session.install("--no-index", "--no-deps", "--force-reinstall", *map(str, wheels))
+    session.run("python", "-m", "pip", "check", silent=True)
+
+
+def remove_stale(session: nox.Session, dists: Sequence[str]) -> None:
+    """Uninstall wheels of ours that a reused environment holds and this run does not build."""
+    site = session.run(
+        "python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", silent=True, log=False
+    )
+    present = {
+        info.name.partition("-")[0].lower().replace("_", "-") for info in Path(str(site).strip()).glob("ds_*.dist-info")
+    }
+    stale = sorted(present - set(dists))
+    if stale:
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *stale)
+
+
+def sources() -> list[str]:
+    """``packages/<dist>/src`` of every package."""
+    return [str(path / "src") for path in PACKAGES.values()]
+
+
+@contextlib.contextmanager
+def only_the_child_is_interrupted() -> Iterator[None]:
+    """Leave Ctrl-C to the program that runs: it saves what it has and ends, and nox waits for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Build every wheel, install them, run every test against the installed wheels."""
+    install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, extras=("testing", "tensorboard"))
+    session.run("pytest", *session.posargs, env=TEST_ENV)
+
+
+@nox.session(default=False)
+@nox.parametrize("torch", OTHER_TORCH)
+def tests_torch(session: nox.Session, torch: str) -> None:
+    """The same tests with another torch that the packages' ranges allow."""
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if requirement_name(line) != "torch"]
+    constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
+    constraints.write_text("\n".join([f"torch=={torch}", *lines, ""]))
+    install_wheels(
+        session, list(PACKAGES), *TEST_REQUIREMENTS, extras=("testing", "tensorboard"), constraints=constraints
+    )
+    session.run("pytest", *session.posargs, env=TEST_ENV)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, the import contracts, and the formatting of C++."""
+    install(session, "ruff", "import-linter", "clang-format")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "tools/check_imports.py")
+    native = [str(path) for kind in ("*.h", "*.hpp", "*.c", "*.cpp") for path in ROOT.glob(f"packages/*/**/{kind}")]
+    if native:
+        session.run("clang-format", "--dry-run", "-Werror", *sorted(native))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over the sources of every package and the tools."""
+    install(session, *third_party(PACKAGES, ("testing", "tensorboard")), "mypy", "types-psutil")
+    session.run("mypy", *sources(), "tools")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; its reference pages are generated from the installed wheels."""
+    install_wheels(session, list(PACKAGES), "mkdocs", "mkdocs-material")
+    session.run("python", "tools/gen_reference.py", "--out", "docs/reference", env=QUIET_ENV)
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def shape(session: nox.Session) -> None:
+    """Report the four numbers of the shape of the code."""
+    session.run("python", "tools/shape.py", *session.posargs)
+
+
+# --- programs -----------------------------------------------------------------------------------------------------
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Train the example language model on this machine; arguments after ``--`` go to the program."""
+    install_wheels(session, DEMO_WHEELS, "tokenizers", "matplotlib", extras=("tensorboard",))
+    with only_the_child_is_interrupted():
+        session.run(
+            "python",
+            "examples/gpt_text/run_demo.py",
+            *session.posargs,
+            env={"TOKENIZERS_PARALLELISM": "false", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, with the peers in an environment of their own."""
+    install_wheels(session, list(PACKAGES), "matplotlib")
+    peers = ROOT / ".nox" / "bench-peers"
+    python = peers / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not python.exists():
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(peers), external=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS)]
+    session.run(*pip, "torch", "numpy", "setuptools", "wheel", "ninja", external=True)
+    session.run(*pip, "--no-build-isolation", *PEER_REQUIREMENTS, external=True, env={"DS_BUILD_OPS": "0"})
+    session.run("python", "benchmarks/run.py", "--peers-python", str(python), *session.posargs, env=QUIET_ENV)
+
+
+# --- release ------------------------------------------------------------------------------------------------------
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Source distributions of every package, and wheels built from those, in ``dist/``."""
+    install(session, "build", *build_requirements(PACKAGES))
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for path in PACKAGES.values():
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), str(path))
