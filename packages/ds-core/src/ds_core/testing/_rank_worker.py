@@ -74,19 +74,27 @@ def serve(calls: Connection, stacks: Connection) -> None:
 
 def _answer(call: Call) -> Answer:
     value: bytes | None = None
+    failed_s: list[float] = []
     try:
-        with _environment(call), _group(call):
+        with _environment(call), _group(call), _noting(failed_s):
             sys.path[:] = call.path
             fn = resolve(call.function)
             args, kwargs = decode(call.arguments)
             value = encode(fn(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001 - every failure of the rank, SystemExit too, goes back to the test
-        return Answer(None, _encoded(error), type(error).__qualname__, str(error), traceback.format_exc(), _now_s())
-    return Answer(value, None, "", "", "", _now_s())
+        text, ended_s = traceback.format_exc(), failed_s[0] if failed_s else time.monotonic()
+        return Answer(None, _encoded(error), type(error).__qualname__, str(error), text, ended_s)
+    return Answer(value, None, "", "", "", time.monotonic())
 
 
-def _now_s() -> float:
-    return time.monotonic()
+@contextlib.contextmanager
+def _noting(failed_s: list[float]) -> Iterator[None]:
+    """Note when the function failed: before the group is left, which makes the other ranks fail too."""
+    try:
+        yield
+    except BaseException:
+        failed_s.append(time.monotonic())
+        raise
 
 
 def _encoded(error: BaseException) -> bytes | None:
