@@ -89,7 +89,8 @@ def build_requirements(dists: Iterable[str]) -> list[str]:
     """Build back ends of the packages, and the CMake and ninja of the index for those that compile."""
     found: dict[str, None] = {}
     for dist in dists:
-        found.update(dict.fromkeys(nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]["requires"]))
+        build_system = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]
+        found.update(dict.fromkeys(build_system["requires"]))
         if is_native(dist):
             found.update(dict.fromkeys(["cmake", "ninja"]))
     return sorted(found)
@@ -136,9 +137,7 @@ def install_wheels(
 
 def remove_stale(session: nox.Session, dists: Sequence[str]) -> None:
     """Uninstall wheels of ours that a reused environment holds and this run does not build."""
-    site = session.run(
-        "python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", silent=True, log=False
-    )
+    site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", silent=True, log=False)
     present = {
         info.name.partition("-")[0].lower().replace("_", "-") for info in Path(str(site).strip()).glob("ds_*.dist-info")
     }
