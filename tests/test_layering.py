@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = "ds_core"
+PACKAGES = {path.parent.name: path.parents[2] for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
+SIBLINGS = sorted(set(PACKAGES) - {CORE})
+ENTRY_POINTS = "ds_core.plugins"
+LIGHT_MODULES = ("ds_core", "ds_core.errors", "ds_core.hooks", "ds_core.plugins", "ds_core.config", "ds_core.cli")
+
+EFFECTS = """
+import importlib, json, logging, os, sys, threading, warnings
+before = {
+    "environment": dict(os.environ),
+    "handlers": [repr(item) for item in logging.getLogger().handlers],
+    "filters": len(warnings.filters),
+    "directory": os.getcwd(),
+}
+importlib.import_module(sys.argv[1])
+after = {
+    "environment": dict(os.environ),
+    "handlers": [repr(item) for item in logging.getLogger().handlers],
+    "filters": len(warnings.filters),
+    "directory": os.getcwd(),
+}
+print(json.dumps({
+    "changed": [key for key in before if before[key] != after[key]],
+    "threads": threading.active_count(),
+    "heavy": sorted(name for name in ("torch", "numpy", "pydantic", "rich", "typer") if name in sys.modules),
+}))
+"""
+
+
+def project(name: str) -> dict[str, object]:
+    """The ``[project]`` table of a package."""
+    table = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert isinstance(table, dict)
+    return table
+
+
+def modules(name: str) -> Iterator[Path]:
+    """Every source file of a package."""
+    yield from sorted((PACKAGES[name] / "src" / name).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level names a piece of code imports, wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def effects(module: str) -> dict[str, list[str] | int]:
+    """What importing `module` does to a fresh interpreter."""
+    result = subprocess.run(
+        [sys.executable, "-c", EFFECTS, module], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    loaded: dict[str, list[str] | int] = json.loads(result.stdout)
+    return loaded
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_the_import_name_is_the_wheel_name(name: str) -> None:
+    assert PACKAGES[name].name == name.replace("_", "-") == project(name)["name"]
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_package_depends_on_core_and_on_no_sibling(name: str) -> None:
+    requirements = project(name)["dependencies"]
+    assert isinstance(requirements, list)
+    ours = [re.split(r"[^\w-]", item)[0].replace("-", "_") for item in requirements]
+    assert CORE in ours
+    assert not set(ours) & set(SIBLINGS)
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_no_package_imports_a_sibling(name: str) -> None:
+    forbidden = set(SIBLINGS) - {name}
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules(name)
+        for module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if module.partition(".")[0] in forbidden
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_every_package_registers_a_light_plugin_module(name: str) -> None:
+    entries = project(name)["entry-points"]
+    assert isinstance(entries, dict)
+    for reference in entries[ENTRY_POINTS].values():
+        path = PACKAGES[name] / "src" / Path(*reference.split(".")).with_suffix(".py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_top = {
+            module
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for module in imported(ast.Module(body=[node], type_ignores=[]))
+        }
+        others = {module for module in at_top if module.partition(".")[0] not in sys.stdlib_module_names}
+        allowed = {"ds_core.hooks", "ds_core.errors"} | {module for module in others if module.startswith(f"{name}.")}
+        assert others <= allowed, f"{path} imports {sorted(others - allowed)} at its top"
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_a_package_says_that_it_is_typed(name: str) -> None:
+    assert (PACKAGES[name] / "src" / name / "py.typed").exists()
+
+
+@pytest.mark.parametrize("module", [*sorted(PACKAGES), *(f"{name}.plugin" for name in SIBLINGS)])
+def test_importing_a_package_changes_nothing_and_loads_nothing_heavy(module: str) -> None:
+    found = effects(module)
+    assert found["changed"] == []
+    assert found["threads"] == 1
+    assert found["heavy"] == []
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_what_the_command_line_needs_does_not_load_torch(module: str) -> None:
+    heavy = effects(module)["heavy"]
+    assert isinstance(heavy, list)
+    assert "torch" not in heavy
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_with_one_plugin_kept_out_the_others_are_in_working_order(name: str) -> None:
+    entries = project(name)["entry-points"]
+    assert isinstance(entries, dict)
+    for short in entries[ENTRY_POINTS]:
+        code = (
+            "from ds_core.plugins import manager, PluginState\n"
+            "print('\\n'.join(f'{r.id} {r.state.name}' for r in manager().records))\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DS_PLUGINS_DISABLE": f"{name.replace('_', '-')}:{short}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert result.returncode == 0, result.stderr
+        states = dict(line.split() for line in result.stdout.splitlines())
+        assert states.pop(f"{name.replace('_', '-')}:{short}") == "BLOCKED"
+        assert states
+        assert not set(states.values()) & {"BLOCKED", "INCOMPATIBLE", "IMPORT_ERROR", "SHADOWED"}
