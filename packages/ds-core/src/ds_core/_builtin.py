@@ -1,3 +1,83 @@
 """Core's own contributions, registered through the same door as any wheel's."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ds_core.hooks import (
+    AcceleratorEntry,
+    Availability,
+    CommandEntry,
+    ConfigSection,
+    LauncherEntry,
+    MonitorEntry,
+    OptimizerEntry,
+    SchedulerEntry,
+    hookimpl,
+)
+
 DS_HOOK_API = (1, 0)
+
+
+def _always() -> Availability:
+    return Availability(usable=True, reason="the host processor is always there", device_count=1)
+
+
+@hookimpl
+def ds_config_sections() -> Iterable[ConfigSection]:
+    from ds_core.config.sections import SECTIONS
+
+    return SECTIONS
+
+
+@hookimpl
+def ds_accelerators() -> Iterable[AcceleratorEntry]:
+    return [
+        AcceleratorEntry(
+            name="reference",
+            is_available=_always,
+            factory="ds_core.accelerator.host:HostAccelerator",
+            priority=0,
+            is_floor=True,
+            impersonates=("cpu",),
+        )
+    ]
+
+
+@hookimpl
+def ds_optimizers() -> Iterable[OptimizerEntry]:
+    from ds_core.optim.registry import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def ds_schedulers() -> Iterable[SchedulerEntry]:
+    from ds_core.schedules.registry import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def ds_monitors() -> Iterable[MonitorEntry]:
+    from ds_core.monitors.registry import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def ds_launchers() -> Iterable[LauncherEntry]:
+    from ds_core.launch.registry import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def ds_commands() -> Iterable[CommandEntry]:
+    return [
+        CommandEntry("config", "ds_core.cli.config:app", "Check a config file, say where each value comes from."),
+        CommandEntry("ops", "ds_core.cli.ops:command", "List the ops by device, native or reference."),
+        CommandEntry("plugins", "ds_core.cli.plugins:app", "List the installed plugins, say what is wrong with one."),
+        CommandEntry("report", "ds_core.cli.report:command", "Report versions, wheels, accelerators and settings."),
+        CommandEntry("run", "ds_core.cli.run:command", "Start a training script on the ranks of one or more machines."),
+    ]

@@ -1,0 +1,23 @@
+"""One device kind behind a small contract, and the choice of the one this job uses."""
+
+from __future__ import annotations
+
+from ds_core.accelerator.agreement import agree
+from ds_core.accelerator.contract import Accelerator, Capability, HostEvent, MemorySnapshot
+from ds_core.accelerator.host import HostAccelerator
+from ds_core.accelerator.probing import Candidate, candidates
+from ds_core.accelerator.selection import Selection, choose, select
+
+__all__ = [
+    "Accelerator",
+    "Candidate",
+    "Capability",
+    "HostAccelerator",
+    "HostEvent",
+    "MemorySnapshot",
+    "Selection",
+    "agree",
+    "candidates",
+    "choose",
+    "select",
+]

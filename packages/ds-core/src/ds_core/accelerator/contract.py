@@ -1,0 +1,246 @@
+"""The `Accelerator` contract: what core asks of a device, with an answer for whatever the device lacks.
+
+Note [Defaults]
+~~~~~~~~~~~~~~~
+A vendor whose device is a torch backend, in-tree or out-of-tree, sets `name` and `device_type`, lists `capabilities`,
+and is done: the defaults ask `torch.accelerator` when the device is torch's current accelerator, else the module
+`torch.get_device_module` knows. What neither has is answered, not raised: one device, no figures, the host's random
+state, a stream that is no stream. Core asks ``acc.has(Capability.X)`` and never looks at a device's name.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ds_core.errors import AcceleratorError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Accelerator", "Capability", "HostEvent", "MemorySnapshot"]
+
+
+class Capability(enum.Enum):
+    """What a device may be able to do beyond the contract; a device without one runs core's working default."""
+
+    STREAMS = "streams"
+    EVENTS = "events"
+    PINNED_MEMORY = "pinned memory"
+    GRAPHS = "graphs"
+    ALLOCATOR_STATS = "allocator figures"
+    STORAGE_ALIASING = "storage aliasing"
+    ASYNC_COPY = "async copy"
+    COMPILE = "compile"
+    COLLECTIVES = "collectives"
+    ASYNC_IO = "async I/O"
+    DATA_PTR = "raw data pointers"
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySnapshot:
+    """Memory figures of one device in bytes; None where the device does not say."""
+
+    allocated_bytes: int | None = None
+    peak_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+class HostEvent:
+    """A moment on the host's clock, for devices without events of their own."""
+
+    def __init__(self) -> None:
+        self._at_s: float | None = None
+
+    def record(self) -> None:
+        """Marks this moment; synchronize the device first when its work is to be timed."""
+        self._at_s = time.perf_counter()
+
+    def elapsed_ms(self, end: HostEvent) -> float:
+        """Milliseconds from this moment to `end`.
+
+        Raises:
+            AcceleratorError: one of the two was never recorded.
+        """
+        if self._at_s is None or end._at_s is None:
+            raise AcceleratorError("elapsed_ms needs two recorded events; call record() on both first.")
+        return (end._at_s - self._at_s) * 1e3
+
+
+class Accelerator:
+    """One device kind. See Note [Defaults] for what a vendor has to write.
+
+    Attributes:
+        name: the accelerator's short name, as users write it.
+        device_type: torch device type.
+        capabilities: what the device can do beyond the contract.
+        id: ``"wheel:name"``, set by `select`.
+    """
+
+    name: ClassVar[str] = ""
+    device_type: ClassVar[str] = ""
+    capabilities: frozenset[Capability] = frozenset()
+    id: str = ""
+
+    def has(self, capability: Capability) -> bool:
+        """Whether the device can do `capability` itself."""
+        return capability in self.capabilities
+
+    # ---- devices
+
+    def device(self, index: int | None = None) -> torch.device:
+        """The torch device `index`, the current one when None."""
+        import torch
+
+        return torch.device(self.device_type, self.current_device() if index is None else index)
+
+    def device_count(self) -> int:
+        """How many devices of this kind the process sees."""
+        return int(self._ask("device_count", default=1))
+
+    def current_device(self) -> int:
+        """Index of the device in use."""
+        return int(self._ask("current_device", accelerator="current_device_index", default=0))
+
+    def set_device(self, index: int) -> None:
+        """Makes device `index` the one in use."""
+        count = self.device_count()
+        if not 0 <= index < count:
+            raise AcceleratorError(f"{self.name} has devices 0 to {count - 1}, got {index}.")
+        self._ask("set_device", index, accelerator="set_device_index")
+
+    def synchronize(self, index: int | None = None) -> None:
+        """Waits until all work given to the device is done."""
+        self._ask("synchronize", index)
+
+    def properties(self, index: int | None = None) -> Mapping[str, str]:
+        """Facts to show in ``ds report``, such as the product name."""
+        name = self._ask("get_device_name", index, default="", accelerator=None)
+        return {"name": str(name)} if name else {}
+
+    # ---- random numbers
+
+    def manual_seed(self, seed: int) -> None:
+        """Seeds the host and every device torch knows."""
+        import torch
+
+        torch.manual_seed(seed)
+
+    def rng_state(self, index: int | None = None) -> torch.Tensor:
+        """The generator's state as a host tensor; the host's where the device draws from no generator of its own."""
+        import torch
+
+        found = self._function("get_rng_state")
+        state: torch.Tensor = torch.get_rng_state() if found is None else found(self._index(index))
+        return state
+
+    def set_rng_state(self, state: torch.Tensor, index: int | None = None) -> None:
+        """Puts back what `rng_state` gave."""
+        import torch
+
+        found = self._function("set_rng_state")
+        if found is None:
+            torch.set_rng_state(state)
+        else:
+            found(state, self._index(index))
+
+    # ---- memory
+
+    def memory(self, index: int | None = None) -> MemorySnapshot:
+        """Bytes in use, highest so far since `reset_peak_memory`, and in all; unknown figures are None."""
+        if not self.has(Capability.ALLOCATOR_STATS):
+            return MemorySnapshot()
+        at = self._index(index)
+        free_total = self._ask("mem_get_info", at, accelerator="get_memory_info")
+        return MemorySnapshot(
+            allocated_bytes=self._ask("memory_allocated", at),
+            peak_bytes=self._ask("max_memory_allocated", at),
+            total_bytes=None if free_total is None else int(free_total[1]),
+        )
+
+    def reset_peak_memory(self, index: int | None = None) -> bool:
+        """Starts a new peak; False where the device cannot."""
+        if not self.has(Capability.ALLOCATOR_STATS):
+            return False
+        self._ask("reset_peak_memory_stats", self._index(index))
+        return True
+
+    # ---- numbers and transport
+
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """Dtypes the device computes in; float32 is what every device must have."""
+        import torch
+
+        return frozenset({torch.float32})
+
+    def comm_backend(self) -> str:
+        """The torch.distributed backend for this device's tensors; gloo, staged on the host, where none is known."""
+        import torch.distributed
+
+        if not torch.distributed.is_available():
+            return "gloo"
+        try:
+            return torch.distributed.get_default_backend_for_device(self.device_type)
+        except ValueError:
+            return "gloo"
+
+    def compile_backend(self) -> str | None:
+        """The torch.compile backend for this device, None when there is none."""
+        return "inductor" if self.has(Capability.COMPILE) else None
+
+    def to_host(self, tensor: torch.Tensor, *, non_blocking: bool = False) -> torch.Tensor:
+        """`tensor` in host memory; the same tensor when it is there already."""
+        return tensor.to("cpu", non_blocking=non_blocking and self.has(Capability.ASYNC_COPY))
+
+    def to_device(self, tensor: torch.Tensor, index: int | None = None, *, non_blocking: bool = False) -> torch.Tensor:
+        """`tensor` on the device; the same tensor when it is there already."""
+        return tensor.to(self.device(index), non_blocking=non_blocking and self.has(Capability.ASYNC_COPY))
+
+    # ---- abilities with a working default
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy of a host tensor; the tensor itself where the device has no use for one."""
+        return tensor.pin_memory() if self.has(Capability.PINNED_MEMORY) else tensor
+
+    def stream(self) -> Any:
+        """A new stream, None where the device has none (work then runs in order)."""
+        found = self._function("Stream") if self.has(Capability.STREAMS) else None
+        return None if found is None else found()
+
+    def use_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """Gives the work inside to `stream`; does nothing for None."""
+        found = None if stream is None else self._function("stream")
+        return nullcontext() if found is None else found(stream)
+
+    def event(self) -> Any:
+        """An event with ``record`` and timing; of the host's clock where the device has none."""
+        found = self._function("Event") if self.has(Capability.EVENTS) else None
+        return HostEvent() if found is None else found(enable_timing=True)
+
+    # ---- how the defaults are found, see Note [Defaults]
+
+    def _index(self, index: int | None) -> int:
+        return self.current_device() if index is None else index
+
+    def _function(self, name: str, accelerator: str | None = None) -> Callable[..., Any] | None:
+        import torch
+
+        current = torch.accelerator.current_accelerator() if accelerator is not None else None
+        if accelerator is not None and current is not None and current.type == self.device_type:
+            found = getattr(torch.accelerator, accelerator, None)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+        try:
+            module = torch.get_device_module(self.device_type)
+        except RuntimeError:  # torch has no module of this name: the device answers with defaults
+            return None
+        return getattr(module, name, None)
+
+    def _ask(self, name: str, *arguments: Any, accelerator: str | None = "", default: Any = None) -> Any:
+        # accelerator: the name in torch.accelerator, "" for the same, None when it has none.
+        found = self._function(name, name if accelerator == "" else accelerator)
+        return default if found is None else found(*(a for a in arguments if a is not None))
