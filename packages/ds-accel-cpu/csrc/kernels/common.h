@@ -1,0 +1,60 @@
+// What every kernel shares: the dispatch over dtypes, blocks of float32, and the split of work into tasks.
+//
+// Note [One source, every level]
+// Kernels are plain loops over float32 blocks that the compiler vectorizes for the level it is told. No result may
+// depend on the level, so: no contraction (-ffp-contract=off), fma only where written and then exact on every level
+// (fused.h), reductions over a fixed number of lanes, and no approximate division or square root.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "ds_kernel.h"
+
+#define DSK_INLINE inline __attribute__((always_inline))
+
+namespace dsk {
+
+// Elements of a block: small enough that five float32 blocks stay in a 32 KiB first-level cache.
+constexpr int64_t kBlock = 1024;
+
+DSK_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+DSK_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+DSK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t element_bytes(int32_t dtype) {
+  switch (dtype) {
+    case DS_F32:
+      return 4;
+    case DS_BF16:
+    case DS_F16:
+      return 2;
+    case DS_I8:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+inline bool is_float(int32_t dtype) { return dtype == DS_F32 || dtype == DS_BF16 || dtype == DS_F16; }
+
+DSK_INLINE const char* at(const void* base, int64_t index, int64_t bytes) {
+  return static_cast<const char*>(base) + index * bytes;
+}
+DSK_INLINE char* at(void* base, int64_t index, int64_t bytes) { return static_cast<char*>(base) + index * bytes; }
+
+// Runs body(task) for each task in [0, tasks), in parallel if the caller brought a pool.
+template <typename Body>
+inline void parallel_for(const ds_exec* exec, int64_t tasks, const Body& body) {
+  auto call = [](void* context, int64_t task) { (*static_cast<const Body*>(context))(task); };
+  if (exec->parallel_for != nullptr && exec->threads > 1 && tasks > 1) {
+    exec->parallel_for(exec->pool, exec->threads, tasks, call, const_cast<Body*>(&body));
+    return;
+  }
+  for (int64_t task = 0; task < tasks; ++task) body(task);
+}
+
+inline bool usable(const ds_exec* exec) { return exec != nullptr && exec->struct_size >= sizeof(ds_exec); }
+
+}  // namespace dsk

@@ -1,0 +1,232 @@
+/* The C ABI between ds-core and a library of kernels.
+ *
+ * A kernel library is a plain shared library. It includes no torch header, links no libtorch, exports exactly one
+ * symbol, `ds_kernel_descriptor`, and hides the rest. Every kernel has the same C signature: a pointer to the argument
+ * struct of its op and a pointer to the execution context. Kernels own no memory, keep no state between calls and
+ * throw nothing; what they need besides the arguments comes as a caller-allocated workspace.
+ *
+ * Growth: a newer minor version only appends fields to structs and constants to enums. Every struct begins with its own
+ * size in bytes, so a reader takes the fields it knows. A library of another major version is refused.
+ */
+#ifndef DS_KERNEL_H
+#define DS_KERNEL_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DS_KERNEL_MAGIC 0x314B5344u /* "DSK1" in memory on a little-endian machine */
+#define DS_KERNEL_ABI_MAJOR 1
+#define DS_KERNEL_ABI_MINOR 0
+
+#if defined(_WIN32)
+#define DS_KERNEL_EXPORT __declspec(dllexport)
+#else
+#define DS_KERNEL_EXPORT __attribute__((visibility("default")))
+#endif
+
+/* Element types. */
+enum ds_dtype {
+  DS_NONE = 0, /* an optional tensor that is absent */
+  DS_F32 = 1,
+  DS_BF16 = 2,
+  DS_F16 = 3,
+  DS_F64 = 4,
+  DS_I8 = 5
+};
+
+/* What a kernel returns. Anything but DS_OK means that no output is defined. */
+enum ds_status {
+  DS_OK = 0,
+  DS_BAD_ARGUMENT = 1,        /* a size, pointer or struct_size the op does not allow */
+  DS_UNSUPPORTED_DTYPE = 2,   /* a dtype code, or a combination, this library does not serve */
+  DS_WORKSPACE_TOO_SMALL = 3, /* less workspace than `workspace_bytes` of this op asks for */
+  DS_DEVICE_ERROR = 4         /* the device's own runtime failed (launch, driver, memory) */
+};
+
+/* One unit of host work: called once for each task number in [0, tasks), from any thread, in any order. */
+typedef void (*ds_task_fn)(void* context, int64_t task);
+
+/* Runs `task` for every task number on at most `threads` threads, and returns when all are done. */
+typedef void (*ds_parallel_for_fn)(void* pool, int32_t threads, int64_t tasks, ds_task_fn task, void* context);
+
+/* Where and with what a kernel runs. Results must not depend on `threads`. */
+typedef struct ds_exec {
+  uint32_t struct_size;
+  int32_t threads;                 /* host kernels: most threads to use, at least 1. Device kernels ignore it */
+  void* stream;                    /* device kernels: the raw stream or queue handle. Host kernels ignore it */
+  void* workspace;                 /* caller-allocated scratch, aligned to 64 bytes; NULL if the op asks for none */
+  uint64_t workspace_bytes;        /* its size */
+  ds_parallel_for_fn parallel_for; /* host kernels: NULL runs on the calling thread */
+  void* pool;                      /* first argument of `parallel_for` */
+} ds_exec;
+
+typedef int32_t (*ds_kernel_fn)(const void* arguments, const ds_exec* exec);
+typedef uint64_t (*ds_workspace_fn)(const void* arguments);
+
+/* One row of the op table. */
+typedef struct ds_kernel_entry {
+  const char* name;                /* op name in the op table of ds-core, for example "adam_" */
+  uint32_t version;                /* version of the op's argument struct */
+  uint32_t flags;                  /* DS_KERNEL_FLAG_* */
+  ds_kernel_fn run;
+  ds_workspace_fn workspace_bytes; /* NULL: needs no workspace */
+} ds_kernel_entry;
+
+#define DS_KERNEL_FLAG_DETERMINISTIC 1u /* the same bits for any thread count and any run */
+
+typedef struct ds_kernel_library {
+  uint32_t magic;       /* DS_KERNEL_MAGIC */
+  uint16_t abi_major;   /* DS_KERNEL_ABI_MAJOR the library was built with */
+  uint16_t abi_minor;
+  uint32_t struct_size; /* sizeof(ds_kernel_library) */
+  uint32_t entry_size;  /* sizeof(ds_kernel_entry) */
+  uint32_t entry_count;
+  uint32_t reserved;
+  const char* target;   /* what the code needs, for example "x86_64_v3" or "sm_90" */
+  const char* build;    /* compiler and version, for reports */
+  const ds_kernel_entry* entries;
+} ds_kernel_library;
+
+/* The one exported symbol: `const ds_kernel_library* ds_kernel_descriptor(void)`. */
+typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
+
+/* ---- argument structs, one per op. Sizes are in elements, strides in elements, tensors dense unless said so. ---- */
+
+/* adam_: one Adam or AdamW step over `numel` elements. Arithmetic in float32, in exactly this order, where fma is the
+ * fused operation and every other line rounds once per operation:
+ *   p, g, m, v = the inputs as float32;  g = g * grad_factor
+ *   adamw: p = p * decay                     otherwise: g = fma(p, weight_decay, g)
+ *   m = |lerp_weight| < 0.5 ? fma(lerp_weight, g - m, m) : fma(lerp_weight - 1, g - m, g)
+ *   v = fma(square_weight * g, g, v * beta2)
+ *   p = p + (negative_step_size * m) / (sqrt(v) / correction2_sqrt + eps)
+ * param and the states are then rounded to their dtype (to nearest even, or stochastically), and the param as stored is
+ * rounded to nearest even into copy_out. */
+typedef struct ds_adam_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t state_dtype; /* of exp_avg and exp_avg_sq */
+  int32_t copy_dtype;  /* DS_NONE without copy_out */
+  int32_t adamw;
+  int64_t numel;
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* copy_out;
+  const float* grad_factor; /* one float in the memory of the device, or NULL for 1 */
+  float lerp_weight;        /* 1 - beta1 */
+  float beta2;
+  float square_weight;      /* 1 - beta2 */
+  float decay;              /* 1 - lr * weight_decay */
+  float weight_decay;
+  float eps;
+  float correction2_sqrt;   /* sqrt(1 - beta2 ** step), or 1 */
+  float negative_step_size; /* -lr / (1 - beta1 ** step), or -lr */
+  int64_t rounding_seed;    /* below 0: round to nearest even. Otherwise stochastic, see ds_core/ops/rounding.py */
+  int64_t rounding_offset;  /* index of the first element in the rounding sequence */
+} ds_adam_args;
+
+/* sum_of_squares: out = float32(sum of x[i]^2), accumulated in float64. */
+typedef struct ds_sum_of_squares_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  int64_t numel;
+  const void* x;
+  float* out;
+} ds_sum_of_squares_args;
+
+/* rms_norm_forward: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) of each row. */
+typedef struct ds_rms_norm_forward_args {
+  uint32_t struct_size;
+  int32_t dtype;        /* of x and y */
+  int32_t weight_dtype;
+  float eps;
+  int64_t rows;
+  int64_t columns;
+  const void* x;
+  const void* weight;
+  void* y;
+  float* rstd;          /* [rows] */
+} ds_rms_norm_forward_args;
+
+/* rms_norm_backward: gradients of x and weight. */
+typedef struct ds_rms_norm_backward_args {
+  uint32_t struct_size;
+  int32_t dtype;        /* of dy, x and dx */
+  int32_t weight_dtype; /* of weight and dweight */
+  int32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  const void* dy;
+  const void* x;
+  const void* weight;
+  const float* rstd;
+  void* dx;
+  void* dweight;
+} ds_rms_norm_backward_args;
+
+/* layer_norm_forward: y = (x - mean) * rstd * weight + bias of each row; bias may be NULL. */
+typedef struct ds_layer_norm_forward_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  int32_t weight_dtype; /* of weight and bias */
+  float eps;
+  int64_t rows;
+  int64_t columns;
+  const void* x;
+  const void* weight;
+  const void* bias;
+  void* y;
+  float* mean;          /* [rows] */
+  float* rstd;          /* [rows] */
+} ds_layer_norm_forward_args;
+
+/* layer_norm_backward: gradients of x, weight and bias; dbias may be NULL. */
+typedef struct ds_layer_norm_backward_args {
+  uint32_t struct_size;
+  int32_t dtype;
+  int32_t weight_dtype;
+  int32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  const void* dy;
+  const void* x;
+  const void* weight;
+  const float* mean;
+  const float* rstd;
+  void* dx;
+  void* dweight;
+  void* dbias;
+} ds_layer_norm_backward_args;
+
+/* quantize_int8: groups of `group_size` consecutive elements (the last may be shorter), symmetric. */
+typedef struct ds_quantize_int8_args {
+  uint32_t struct_size;
+  int32_t dtype;  /* of x */
+  int64_t numel;
+  int64_t group_size;
+  const void* x;
+  int8_t* q;
+  float* scales;  /* [ceil(numel / group_size)] */
+} ds_quantize_int8_args;
+
+/* dequantize_int8: x = float32(q) * scale of its group, rounded to `dtype`. */
+typedef struct ds_dequantize_int8_args {
+  uint32_t struct_size;
+  int32_t dtype;  /* of x */
+  int64_t numel;
+  int64_t group_size;
+  const int8_t* q;
+  const float* scales;
+  void* x;
+} ds_dequantize_int8_args;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DS_KERNEL_H */

@@ -1,0 +1,53 @@
+"""Checks that ops share; each raises `OpError` with what, the value, what is allowed and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ds_core.errors import OpError
+
+__all__ = ["FLOATS", "expect_device", "expect_dtype", "expect_flat", "expect_shape", "name_of"]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes the numeric ops take."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def expect_dtype(op: str, argument: str, tensor: torch.Tensor, allowed: Sequence[torch.dtype] = FLOATS) -> None:
+    """The tensor has one of the dtypes."""
+    if tensor.dtype not in allowed:
+        names = ", ".join(name_of(dtype) for dtype in allowed)
+        raise OpError(
+            f"{op}: {argument} must be {names}, got {name_of(tensor.dtype)}. Convert it with .to() before the call."
+        )
+
+
+def expect_shape(op: str, argument: str, tensor: torch.Tensor, shape: Sequence[int], why: str) -> None:
+    """The tensor has that shape."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise OpError(f"{op}: {argument} must have shape {tuple(shape)} ({why}), got {tuple(tensor.shape)}.")
+
+
+def expect_device(op: str, argument: str, tensor: torch.Tensor, other: str, device: torch.device) -> None:
+    """The tensor lives on that device."""
+    if tensor.device != device:
+        raise OpError(f"{op}: {argument} must be on {device} like {other}, got {tensor.device}. Move it with .to().")
+
+
+def expect_flat(op: str, argument: str, tensor: torch.Tensor) -> None:
+    """The tensor is 1-D and dense."""
+    if tensor.dim() != 1:
+        raise OpError(
+            f"{op}: {argument} must be 1-D, got shape {tuple(tensor.shape)}. Pass tensor.view(-1) of a dense tensor."
+        )
+    if not tensor.is_contiguous():
+        raise OpError(
+            f"{op}: {argument} must be contiguous, got strides {tensor.stride()} for shape {tuple(tensor.shape)}. "
+            "Pass tensor.contiguous()."
+        )

@@ -1,0 +1,56 @@
+"""The list of ops. Importing it imports no torch; the definition of an op is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ds_core.errors import OpError, did_you_mean
+
+if TYPE_CHECKING:
+    from ds_core.ops.definition import OpDefinition
+
+__all__ = ["OPS", "Op", "op"]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One row of the table.
+
+    Args:
+        name: without the namespace ``ds``.
+        module: where it is defined; holds ``DEFINITIONS``, a tuple with the definition of this op among others.
+        summary: one line for listings.
+    """
+
+    name: str
+    module: str
+    summary: str
+
+    def definition(self) -> OpDefinition:
+        """Schema, reference, shape function, checks and conformance cases. Imports torch."""
+        definitions: tuple[OpDefinition, ...] = importlib.import_module(self.module).DEFINITIONS
+        return next(found for found in definitions if found.name == self.name)
+
+
+OPS: Mapping[str, Op] = {
+    row.name: row
+    for row in (
+        Op("adam_", "ds_core.ops._adam", "one Adam or AdamW step in one pass, with unscale and low-precision copy-out"),
+        Op("sum_of_squares", "ds_core.ops._sum_of_squares", "sum of squares, the same for any number of threads"),
+    )
+}
+"""Every op by name."""
+
+
+def op(name: str) -> Op:
+    """The row called `name`.
+
+    Raises:
+        OpError: there is no such op.
+    """
+    if name not in OPS:
+        raise OpError(f"there is no op {name!r}.{did_you_mean(name, OPS)} Known: {', '.join(OPS)}.")
+    return OPS[name]
