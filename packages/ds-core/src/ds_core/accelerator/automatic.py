@@ -111,7 +111,7 @@ def _suggest_wheel(offered: Sequence[Candidate], exists: Callable[[str], bool]) 
 def _is_accelerator(record: PluginRecord) -> bool:
     # Whether a plugin that offers nothing was to bring an accelerator: by its name, or by the text of its module.
     if record.is_active or record.hidden_by:
-        return record.state is PluginState.PROBE_ERROR and record.reason.startswith("ds_accelerators")
+        return any(fault.startswith("ds_accelerators") for fault in record.faults)
     if RESERVED.get(record.name, "").startswith("ds-accel-") or normalize(record.dist).startswith("ds-accel-"):
         return True
     return "def ds_accelerators" in record.source_text()

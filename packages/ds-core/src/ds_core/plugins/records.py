@@ -68,6 +68,7 @@ class PluginRecord:
         api: the plugin's ``DS_HOOK_API`` once it is known.
         load_ms: time the import and the registration took.
         notes: remarks that are no errors, shown by ``ds plugins doctor``.
+        faults: what its hooks or probes did wrong; they stay, whatever states come after.
     """
 
     id: str
@@ -88,6 +89,7 @@ class PluginRecord:
     module: ModuleType | None = None
     history: list[Transition] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     started_s: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class PluginRecord:
     @property
     def is_problem(self) -> bool:
         """True when something is wrong with it: strict mode raises on these, `doctor` lists them."""
-        return self.state in _PROBLEMS
+        return self.state in _PROBLEMS or bool(self.faults)
 
     @property
     def is_active(self) -> bool:
@@ -118,6 +120,8 @@ class PluginRecord:
         """Enters `state` and remembers why; with an exception, its traceback text is kept as well."""
         self.state = state
         self.reason = reason
+        if state is PluginState.PROBE_ERROR:
+            self.faults.append(reason)
         if exception is not None:
             self.exception = exception
             self.traceback = "".join(
@@ -127,14 +131,16 @@ class PluginRecord:
 
     def describe(self) -> str:
         """One line: what, in which state, why."""
-        return f"plugin {self.id} ({self.wheel}): {self.state.value}" + (f": {self.reason}" if self.reason else "")
+        told = f"plugin {self.id} ({self.wheel}): {self.state.value}" + (f": {self.reason}" if self.reason else "")
+        earlier = [fault for fault in self.faults if fault != self.reason]
+        return told + "".join(f"; {fault}" for fault in earlier)
 
     def remedy(self) -> str:
         """What the user can do about a problem; empty when there is none."""
         switch = f"set DS_PLUGINS_DISABLE={self.id}"
         if self.state is PluginState.IMPORT_ERROR:
             return f"Reinstall or uninstall {self.dist}, or {switch}. Traceback: ds plugins why {self.id}"
-        if self.state is PluginState.PROBE_ERROR:
+        if self.faults:
             return f"Report it to the authors of {self.dist}, or {switch}. Traceback: ds plugins why {self.id}"
         if self.state is PluginState.INCOMPATIBLE:
             return f"Do as the reason says, uninstall {self.dist}, or {switch}."
@@ -171,6 +177,7 @@ class PluginRecord:
             "problem": self.is_problem,
             "remedy": self.remedy(),
             "notes": list(self.notes),
+            "faults": list(self.faults),
             "history": [
                 {"state": step.state.value, "reason": step.reason, "at_ms": round(step.at_ms, 3)}
                 for step in self.history
