@@ -10,6 +10,7 @@ Packages are found by glob under ``packages/``; nothing here names one, except t
 from __future__ import annotations
 
 import contextlib
+import graphlib
 import os
 import shutil
 import signal
@@ -85,19 +86,30 @@ def is_native(dist: str) -> bool:
     return "scikit_build_core" in build_system["build-backend"]
 
 
+def build_requires(dist: str) -> list[str]:
+    """What the package's ``[build-system]`` table asks for."""
+    requires: list[str] = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]["requires"]
+    return requires
+
+
 def build_requirements(dists: Iterable[str]) -> list[str]:
     """Build back ends of the packages, and the CMake and ninja of the index for those that compile."""
     found: dict[str, None] = {}
     for dist in dists:
-        build_system = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["build-system"]
-        found.update(dict.fromkeys(build_system["requires"]))
+        found.update(dict.fromkeys(item for item in build_requires(dist) if requirement_name(item) not in PACKAGES))
         if is_native(dist):
             found.update(dict.fromkeys(["cmake", "ninja"]))
     return sorted(found)
 
 
-def build_wheels(session: nox.Session, dists: Sequence[str]) -> list[Path]:
-    """Build a wheel of each package from the tree as it is now; only the compiler's objects outlive a run.
+def build_order(dists: Iterable[str]) -> list[str]:
+    """The packages, each after those it needs to be built (a header of ds-core, say)."""
+    graph = {dist: {requirement_name(item) for item in build_requires(dist)} & set(dists) for dist in dists}
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
+    """Build and install a wheel of each package from the tree as it is now; only the compiler's objects outlive a run.
 
     The build back ends live in the session's own environment, so nothing is set up twice, and each session has its
     own folder for objects because CMake remembers the tools it was configured with.
@@ -105,19 +117,14 @@ def build_wheels(session: nox.Session, dists: Sequence[str]) -> list[Path]:
     install(session, *build_requirements(dists))
     house = Path(session.create_tmp()).resolve() / "wheelhouse"
     shutil.rmtree(house, ignore_errors=True)
-    house.mkdir(parents=True)
-    command = ["python", "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", str(house)]
-    pure = [str(PACKAGES[dist]) for dist in dists if not is_native(dist)]
-    if pure:
-        session.run(*command, *pure)
-    for dist in dists:
+    for dist in build_order(dists):
+        command = ["pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(house / dist)]
         if is_native(dist):
             objects = ROOT / "build" / session.name / dist / "{wheel_tag}"
-            session.run(*command, f"--config-settings=build-dir={objects}", str(PACKAGES[dist]))
-    wheels = sorted(house.glob("*.whl"))
-    if len(wheels) != len(dists):
-        session.error(f"built {[wheel.name for wheel in wheels]}, expected one wheel for each of {list(dists)}")
-    return wheels
+            command.append(f"--config-settings=build-dir={objects}")
+        session.run("python", "-m", *command, str(PACKAGES[dist]))
+        (wheel,) = (house / dist).glob("*.whl")
+        session.install("--no-index", "--no-deps", "--force-reinstall", str(wheel))
 
 
 def install_wheels(
@@ -129,9 +136,8 @@ def install_wheels(
 ) -> None:
     """Build the packages and put exactly those wheels, and no older ones, in the session's environment."""
     install(session, *third_party(dists, extras), *extra, constraints=constraints)
-    wheels = build_wheels(session, dists)
     remove_stale(session, dists)
-    session.install("--no-index", "--no-deps", "--force-reinstall", *map(str, wheels))
+    build_wheels(session, dists)
     session.run("python", "-m", "pip", "check", silent=True)
 
 
@@ -256,5 +262,8 @@ def build(session: nox.Session) -> None:
     install(session, "build", *build_requirements(PACKAGES))
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    for path in PACKAGES.values():
-        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), str(path))
+    for name in build_order(PACKAGES):
+        command = ["build", "--no-isolation", "--skip-dependency-check", "--outdir", str(dist), str(PACKAGES[name])]
+        session.run("python", "-m", *command)
+        (wheel,) = dist.glob(f"{name.replace('-', '_')}-*.whl")
+        session.install("-c", str(CONSTRAINTS), "--no-deps", "--force-reinstall", str(wheel))

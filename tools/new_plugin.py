@@ -66,6 +66,12 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return TOKEN.sub(lambda found: values[found.group(1)], text)
 
 
+def sort_imports(text: str, import_name: str) -> str:
+    """`text` with neighbouring imports of ds_core and of the package itself in order, whatever its name is."""
+    run = re.compile(rf"(?:^from (?:ds_core|{import_name})[\w.]* import .*\n)+", flags=re.MULTILINE)
+    return run.sub(lambda found: "".join(sorted(found.group().splitlines(keepends=True))), text)
+
+
 def generate(name: str, *, kind: str, dest: Path, summary: str | None = None) -> Path:
     """Write the new package below `dest` and return its folder.
 
@@ -85,7 +91,8 @@ def generate(name: str, *, kind: str, dest: Path, summary: str | None = None) ->
             relative = str(source.relative_to(TEMPLATE / layer)).replace("IMPORT_NAME", values["import"])
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(fill(source.read_text(encoding="utf-8"), values), encoding="utf-8")
+            text = fill(source.read_text(encoding="utf-8"), values)
+            target.write_text(sort_imports(text, values["import"]), encoding="utf-8")
     return folder
 
 

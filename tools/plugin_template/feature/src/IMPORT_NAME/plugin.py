@@ -1,4 +1,4 @@
-"""What {{dist}} brings to ds-core. Imports nothing heavy: what is heavy is named, and loaded at first use."""
+"""What {{dist}} brings to ds-core. Imports nothing heavy; what is heavy is named."""
 
 from __future__ import annotations
 

@@ -1,0 +1,3 @@
+"""{{summary}}. Importing it changes nothing."""
+
+__version__ = "0.1.0"
