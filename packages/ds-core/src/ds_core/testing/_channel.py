@@ -100,7 +100,7 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], requires_gr
     return value.requires_grad_(requires_grad)
 
 
-class _Encoder(ForkingPickler):  # type: ignore[misc]
+class _Encoder(ForkingPickler):
     """multiprocessing's encoder, with host tensors by value: no shared memory that outlives or dies with a rank."""
 
     def reducer_override(self, obj: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ds_core.testing._channel import FunctionRef, decode, encode, resolve
 
@@ -131,10 +132,10 @@ def _group(call: Call) -> Iterator[None]:
     torch.set_num_threads(1)
     if call.init:
         timeout = timedelta(seconds=call.timeout_s)
-        store = dist.TCPStore("127.0.0.1", call.store_port, is_master=False, timeout=timeout)
+        store = TCPStore("127.0.0.1", call.store_port, is_master=False, timeout=timeout)
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore(call.store_prefix, store),
+            store=PrefixStore(call.store_prefix, store),
             rank=call.rank,
             world_size=call.world,
             timeout=timeout,
@@ -150,5 +151,8 @@ def _forget() -> None:
     comm: Any = sys.modules.get("ds_core.comm")
     if comm is not None:
         comm.reset()
+        comm.reset_log()
+        comm.configure({"comms_logger": {}})
+        comm.destroy_process_group()
     if dist.is_initialized():
         dist.destroy_process_group()

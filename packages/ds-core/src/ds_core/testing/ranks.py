@@ -26,6 +26,7 @@ from ds_core.errors import DsError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch._C._distributed_c10d import Store
 
     from ds_core.testing._rank_worker import Answer
 
@@ -210,11 +211,11 @@ class _Pool:
 
     def _rendezvous_port(self) -> int:
         if self._store is None:
-            import torch.distributed as dist
+            from torch._C._distributed_c10d import TCPStore
 
             listener = socket.create_server(("127.0.0.1", 0))
             self._port = listener.getsockname()[1]
-            self._store = dist.TCPStore(
+            self._store = TCPStore(
                 "127.0.0.1",
                 self._port,
                 is_master=True,
@@ -246,9 +247,7 @@ class _Pool:
             outcome = _Outcome()
             try:
                 for rank, worker in enumerate(team):
-                    call = Call(
-                        function, rank, world, port, prefix, timeout_s, env, list(sys.path), arguments, init
-                    )
+                    call = Call(function, rank, world, port, prefix, timeout_s, env, list(sys.path), arguments, init)
                     worker.calls.send_bytes(encode(call))
                 self._collect(team, outcome, dies, timeout_s)
             finally:
@@ -322,29 +321,30 @@ def _error(name: str, world: int, failures: list[RankFailure], results: dict[int
     return error
 
 
-def thread_group(store: dist.Store, rank: int, world: int, timeout_s: float, name: str) -> dist.ProcessGroup:
+def thread_group(store: Store, rank: int, world: int, timeout_s: float, name: str) -> dist.ProcessGroup:
     """A gloo `ProcessGroup` of one rank that needs no default group, so that threads can each be a rank."""
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore
 
-    prefixed = dist.PrefixStore(name, store)
+    prefixed = PrefixStore(name, store)
     group = dist.ProcessGroup(prefixed, rank, world)
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=timeout_s)
     options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
     backend = dist.ProcessGroupGloo(prefixed, rank, world, options)
     group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
     group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, backend)
-    group._set_group_name(name)
+    group._set_group_name(name)  # type: ignore[arg-type]
     return group
 
 
 def _run_threads(
     fn: Callable[..., Any], world: int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
 ) -> list[Any]:
-    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
-    store = dist.HashStore()
+    store = HashStore()
     results: dict[int, Any] = {}
     failures: list[RankFailure] = []
 
@@ -354,9 +354,7 @@ def _run_threads(
             results[rank] = fn(group, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - handed to the caller as RankError
             failures.append(
-                RankFailure(
-                    rank, type(error).__qualname__, str(error), traceback.format_exc(), error, time.monotonic()
-                )
+                RankFailure(rank, type(error).__qualname__, str(error), traceback.format_exc(), error, time.monotonic())
             )
 
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(world)]
