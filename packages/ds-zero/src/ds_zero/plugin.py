@@ -1,3 +1,40 @@
-"""What ds-zero brings to ds-core."""
+"""What ds-zero brings to ds-core: the ``zero_optimization`` section and the part that shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ds_core.hooks import ConfigSection, ReportRow, hookimpl
+
+if TYPE_CHECKING:
+    from ds_core.build import Build
+    from ds_core.part import Part
 
 DS_HOOK_API = (1, 0)
+
+
+@hookimpl
+def ds_config_sections() -> Iterable[ConfigSection]:
+    """``zero_optimization``."""
+    return [
+        ConfigSection(
+            key="zero_optimization",
+            model="ds_zero.config:ZeroConfig",
+            summary="Sharding of optimizer state, gradients and parameters over data-parallel ranks.",
+        )
+    ]
+
+
+@hookimpl
+def ds_parts(build: Build) -> Iterable[Part]:
+    """The ZeRO part, at stage 1 and above; at stage 0 it only passes the bucket size on."""
+    from ds_zero.part import Zero
+
+    return [Zero()]
+
+
+@hookimpl
+def ds_report() -> Iterable[ReportRow]:
+    """Which stages this version has."""
+    return [ReportRow(section="features", name="ds-zero", value="stages 0 and 1", status="ok")]

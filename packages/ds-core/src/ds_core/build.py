@@ -1,0 +1,190 @@
+"""Builds an engine, top to bottom: config, accelerator, mesh, model, parts, runner, engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ds_core import accelerator as accelerators
+from ds_core import comm, plugins
+from ds_core.config import Config, Facts, RawConfig, load, resolve
+from ds_core.engine import Engine
+from ds_core.mesh import Mesh, plan
+from ds_core.optimizer_handle import OptimizerHandle
+from ds_core.part import Part, order_parts
+from ds_core.parameters import check_model, optimizer_groups
+from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
+from ds_core.runner import PlainRunner, Runner
+from ds_core.space import NamedParameter, SpacePolicy, UpdateSpace
+from ds_core.transforms import apply_transforms
+
+if TYPE_CHECKING:
+    from ds_core.accelerator import Accelerator
+    from ds_core.data import DistributedLoader
+
+__all__ = ["Build", "Request", "build_engine"]
+
+logger = logging.getLogger(__name__)
+
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller of ``initialize`` handed over."""
+
+    model: torch.nn.Module
+    config: str | Path | Mapping[str, Any] | None
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None
+    model_parameters: Any = None
+    training_data: Any = None
+    lr_scheduler: Any = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    accelerator: str | None = None
+    distributed_port: int = 29500
+
+
+@dataclass(slots=True)
+class Build:
+    """The whiteboard of a build: each step reads what earlier ones wrote.
+
+    Attributes:
+        optimizer: the caller's optimizer, then, once the optimizer part is prepared, the one that is driven.
+        master_dtype: dtype of the optimizer's own copy of the weights; None for no copy.
+        grad_dtype: dtype gradients accumulate in; None for the parameters' own.
+        reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
+        space: where updates happen; a part before ``weights`` may set a sharded one.
+        space_policy: how the space stores and reduces gradients; the same part may change it.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    mesh: Mesh
+    module: torch.nn.Module
+    device: torch.device
+    rank: int
+    optimizer: Any
+    optimizer_groups: list[dict[str, Any]]
+    lr_scheduler: Any
+    manager: plugins.PluginManager
+    accumulation: Accumulation
+    space_policy: SpacePolicy = field(default_factory=SpacePolicy)
+    master_dtype: torch.dtype | None = None
+    grad_dtype: torch.dtype | None = None
+    reduce_dtypes: dict[torch.nn.Parameter, torch.dtype] = field(default_factory=dict)
+    space: UpdateSpace | None = None
+    runner: Runner = field(default_factory=PlainRunner)
+    training_data: Any = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    loader: DistributedLoader | None = None
+
+    @property
+    def parameters(self) -> list[NamedParameter]:
+        """Trainable parameters in optimizer-group order, with their names and reduction dtypes."""
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        return [
+            NamedParameter(names[id(parameter)], parameter, index, self.reduce_dtypes.get(parameter))
+            for index, group in enumerate(self.optimizer_groups)
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
+
+    def space_arguments(self) -> dict[str, Any]:
+        """Keyword arguments every `UpdateSpace` takes."""
+        return {
+            "policy": self.space_policy._replace(grad_dtype=self.grad_dtype),
+            "group": self.mesh.group("data"),
+            "rank": self.mesh.rank("data"),
+            "ranks": self.mesh.size("data"),
+        }
+
+    def optimizer_handle(self, parts: list[Part]) -> OptimizerHandle | None:
+        """The handle over the optimizer that the optimizer part drives, or None."""
+        driven = [part.optimizer for part in parts if isinstance(part, OptimizerStep)]
+        scale = next(part for part in parts if isinstance(part, LossScale))
+        return OptimizerHandle(driven[0], scale) if driven and driven[0] is not None else None
+
+
+def build_engine(request: Request) -> Engine:
+    """One engine, from what the caller handed over. Called on all ranks.
+
+    Raises:
+        ConfigError, MissingWheelError, AcceleratorError, ModelError, PluginError, CommError: each with what to change.
+    """
+    manager = plugins.manager()
+    raw = load(request.config)
+    check_model(request.model)
+    accelerator = accelerators.select(request.accelerator, config=raw.training.get("accelerator"), manager=manager)
+    comm.init_distributed(distributed_port=request.distributed_port, accelerator=accelerator)
+    accelerators.agree(accelerator, comm.gather_json, manager=manager)
+    world_mesh, config = _resolve(raw, request.model, accelerator, manager)
+    comm.configure(config)
+    if config.training.log_level is not None:
+        logging.getLogger("ds_core").setLevel(config.training.log_level.upper())
+    device = accelerator.device(comm.get_local_rank() % max(accelerator.device_count(), 1))
+    module = request.model.to(device)
+    core = core_parts()
+    build = Build(
+        config=config,
+        accelerator=accelerator,
+        mesh=world_mesh,
+        module=module,
+        device=device,
+        rank=comm.get_rank(),
+        optimizer=None,
+        optimizer_groups=[],
+        lr_scheduler=request.lr_scheduler,
+        manager=manager,
+        accumulation=next(part for part in core if isinstance(part, Accumulation)),
+        space_policy=_space_policy(config),
+        training_data=request.training_data,
+        collate_fn=request.collate_fn,
+    )
+    build.module = apply_transforms(build)
+    build.optimizer, build.optimizer_groups = optimizer_groups(
+        build.module, request.optimizer, request.model_parameters
+    )
+    parts = order_parts([*core, *(given.item for given in manager.call("ds_parts", build=build))])
+    for part in parts:
+        part.prepare(build)
+    answer = manager.first("ds_runner", build=build)
+    build.runner = answer.item if answer is not None else build.runner
+    engine = Engine(build, parts)
+    if engine.optimizer is not None:
+        engine.optimizer.attach(engine)
+    logger.info("engine ready: parts %s", ", ".join(part.name for part in parts))
+    if config.training.dump_state and build.rank == 0:
+        for row in config.rows():
+            logger.info("%s = %s (%s)", row.key, row.value, row.origin)
+    return engine
+
+
+def _resolve(
+    raw: RawConfig, model: torch.nn.Module, accelerator: Accelerator, manager: plugins.PluginManager
+) -> tuple[Mesh, Config]:
+    world = comm.get_world_size()
+    parameter = next(model.parameters())
+    facts = Facts(
+        world_size=world,
+        device_type=accelerator.device_type,
+        param_numel=sum(p.numel() for p in model.parameters()),
+        model_dtype=str(parameter.dtype).removeprefix("torch."),
+    )
+    config = resolve(raw, facts)
+    wanted = [request.item for request in manager.call("ds_mesh_axes", config=config)]
+    world_mesh = Mesh(plan(wanted, world), accelerator.device_type)
+    config = config.for_data_parallel(world_mesh.size("data"))
+    return world_mesh, config
+
+
+def _space_policy(config: Config) -> SpacePolicy:
+    training = config.training
+    return SpacePolicy(
+        mean=training.gradient_allreduce_op == "mean",
+        prescale=training.prescale_gradients,
+        predivide=training.gradient_predivide_factor,
+    )

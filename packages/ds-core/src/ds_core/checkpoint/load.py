@@ -1,0 +1,67 @@
+"""Loads a checkpoint into an engine of any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_core import comm
+from ds_core.checkpoint.files import LATEST, check_tag
+from ds_core.checkpoint.reader import CheckpointReader
+from ds_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ds_core.engine import Engine
+
+__all__ = ["latest_tag", "load"]
+
+logger = logging.getLogger(__name__)
+
+
+def latest_tag(directory: str | Path) -> str | None:
+    """The tag ``latest`` names, or None when there is no checkpoint."""
+    try:
+        return check_tag((Path(directory) / LATEST).read_text().strip())
+    except FileNotFoundError:
+        return None
+
+
+def load(
+    engine: Engine, directory: str | Path, tag: str | None, *, kinds: Set[str], strict: bool
+) -> tuple[str | None, dict[str, Any] | None]:
+    """Restores `engine`. Called on all ranks.
+
+    Args:
+        engine: same model; any number of ranks, any stage.
+        directory: where checkpoints were saved.
+        tag: default the one ``latest`` names.
+        kinds: kinds of state to restore (`Part.state_kind`); counters come with ``engine``.
+        strict: every tensor of the module must be in the checkpoint.
+
+    Returns:
+        ``(path, client_state)``, or ``(None, None)`` when `tag` is None and nothing was ever saved there.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or of another model.
+    """
+    found = tag or latest_tag(directory)
+    if found is None:
+        logger.warning("no checkpoint in %s: it has no file %r; nothing was loaded", directory, LATEST)
+        return None, None
+    path = Path(directory) / check_tag(found)
+    if not path.is_dir():
+        have = sorted(entry.name for entry in Path(directory).glob("*") if entry.is_dir()) if path.parent.is_dir() else []
+        raise CheckpointError(f"no checkpoint {found!r} in {directory}; there are: {', '.join(have) or 'none'}")
+    reader = CheckpointReader(path, strict=strict)
+    for part in engine.parts:
+        if part.state_kind in kinds:
+            part.load_state(reader)
+    if "optimizer" not in kinds:
+        for part in engine.parts:
+            part.weights_replaced()
+    if "engine" in kinds:
+        engine.restore_counters(reader.manifest["counters"])
+    comm.barrier()
+    return str(path), reader.manifest["client_state"]

@@ -1,0 +1,142 @@
+"""Writes a checkpoint: every rank its share, then one rename makes all of it appear at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from ds_core import comm
+from ds_core.checkpoint.files import (
+    FORMAT,
+    LATEST,
+    MANIFEST,
+    VERSION,
+    check_tag,
+    fsync_directory,
+    rank_stem,
+    to_json,
+    write_durably,
+)
+from ds_core.checkpoint.together import together
+from ds_core.state import Fragment, StatePlan
+
+if TYPE_CHECKING:
+    from ds_core.engine import Engine
+
+__all__ = ["save", "save_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+def save(
+    engine: Engine,
+    directory: str | Path,
+    tag: str | None,
+    client_state: dict[str, Any],
+    save_latest: bool,
+    exclude_frozen: bool,
+) -> bool:
+    """Writes ``directory/tag``. Called on all ranks; returns True, or raises on every rank.
+
+    Args:
+        engine: what is saved: the state plans of its parts, and its counters.
+        directory: created when absent.
+        tag: default ``global_step<N>``.
+        client_state: JSON-able values handed back by load.
+        save_latest: let ``latest`` name this checkpoint.
+        exclude_frozen: leave out parameters that are not trained.
+
+    Raises:
+        CheckpointError: a rank could not write; nothing was replaced and the last checkpoint is untouched.
+    """
+    root = Path(directory)
+    tag = check_tag(tag or f"global_step{engine.global_steps}")
+    rank, final, work = comm.get_rank(), root / tag, root / f".{tag}.writing"
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tag": tag,
+        "ranks": comm.get_world_size(),
+        "counters": engine.counters(),
+        "client_state": client_state,
+    }
+    together("prepare the folder", final, lambda: _fresh(work) if rank == 0 else None)
+    together("write its share", final, lambda: _write_share(work, rank, _collect(engine, exclude_frozen)))
+    together("commit", final, lambda: _commit(root, work, final, header, save_latest) if rank == 0 else None)
+    if rank == 0:
+        logger.info("checkpoint %s written", final)
+    return True
+
+
+def _collect(engine: Engine, exclude_frozen: bool) -> StatePlan:
+    whole = StatePlan()
+    frozen = {f"model/{n}" for n, p in engine.module.named_parameters() if not p.requires_grad}
+    for part in engine.parts:
+        plan = part.state_plan()
+        if plan is not None:
+            whole.fragments.extend(plan.fragments)
+            whole.values.update(plan.values)
+    if exclude_frozen:
+        whole.fragments = [fragment for fragment in whole.fragments if fragment.key not in frozen]
+    return whole
+
+
+def _fresh(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+
+
+def _write_share(work: Path, rank: int, plan: StatePlan) -> None:
+    names = {f"t{index}": fragment for index, fragment in enumerate(plan.fragments)}
+    tensors = {name: fragment.tensor.detach().cpu().contiguous() for name, fragment in names.items()}
+    data = work / f"{rank_stem(rank)}.safetensors"
+    save_file(tensors, data)
+    with data.open("rb") as file:
+        os.fsync(file.fileno())
+    index = {"fragments": {name: _describe(fragment) for name, fragment in names.items()}, "values": plan.values}
+    write_durably(work / f"{rank_stem(rank)}.json", to_json(index, "engine state"))
+
+
+def _describe(fragment: Fragment) -> list[Any]:
+    return [fragment.key, list(fragment.shape), fragment.start, fragment.stop]
+
+
+def _commit(root: Path, work: Path, final: Path, header: dict[str, Any], save_latest: bool) -> None:
+    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+    write_durably(work / MANIFEST, to_json({**header, "files": files}, "client_state"))
+    replaced = root / f".{final.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.replace(replaced)
+    work.replace(final)
+    fsync_directory(root)
+    if save_latest:
+        write_durably(root / LATEST, final.name.encode())
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def save_weights(engine: Engine, path: Path) -> bool:
+    """Writes every parameter and persistent buffer, whole, as one safetensors file from the first rank."""
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(_untie(state, engine.module), temporary)
+        temporary.replace(path)
+
+    with engine.gathered(list(engine.module.parameters())):
+        together("write the weights", path, write if comm.get_rank() == 0 else lambda: None)
+    return True
+
+
+def _untie(state: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """One name per tied parameter: the first, as torch lists them."""
+    keep = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in state.items() if name in keep}

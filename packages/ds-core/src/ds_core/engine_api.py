@@ -1,0 +1,190 @@
+"""What users call on an engine besides the training loop: batch sizes, accumulation, data, checkpoints, status."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ds_core import checkpoint, comm
+from ds_core.accessors import ConfigAccessors
+from ds_core.part import Part, Update, overrides
+
+if TYPE_CHECKING:
+    from ds_core.build import OptimizerHandle
+    from ds_core.config import Config
+    from ds_core.data import DistributedLoader
+    from ds_core.mesh import Mesh
+    from ds_core.parts import Accumulation
+
+__all__ = ["EngineApi"]
+
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+class EngineApi(ConfigAccessors, torch.nn.Module):
+    """The familiar methods, each a line over the engine's parts. `ds_core.engine.Engine` brings the loop."""
+
+    module: torch.nn.Module
+    config: Config
+    mesh: Mesh
+    device: torch.device
+    parts: list[Part]
+    optimizer: OptimizerHandle | None
+    lr_scheduler: Any
+    training_dataloader: DistributedLoader | None
+    _accumulation: Accumulation
+    _last_update: Update | None
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """True when the current micro-batch is the last before an update."""
+        return bool(self._accumulation.is_boundary())
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Overrides the boundary until it is set again."""
+        self._accumulation.set_boundary(is_boundary)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """A context in which gradients stay local; ``step`` inside it is an error."""
+        return self._accumulation.no_sync()
+
+    def coalesce_grad_reduction(self) -> AbstractContextManager[None]:
+        """A context for several backwards with one reduction; which is how the engine always reduces."""
+        return contextlib.nullcontext()
+
+    def allreduce_gradients(self) -> None:
+        """Reduces gradients now rather than in ``step``. Call on all ranks, after the last backward."""
+        for reduce in overrides(self.parts, "reduce_gradients"):
+            reduce()
+
+    def was_step_applied(self) -> bool:
+        """True when the last ``step`` changed the parameters."""
+        return self._accumulation.taken == 0 and self._last_update is not None and not self._last_update.skip_reason
+
+    def get_global_grad_norm(self) -> float | None:
+        """L2 norm of the last step's averaged gradients before clipping."""
+        return self._last_update.grad_norm if self._last_update is not None else None
+
+    def set_train_batch_size(self, train_batch_size: int) -> None:
+        """Changes the global batch by changing the accumulation steps; it must divide."""
+        self._set_batch(self.config.batch_for(train_batch_size=train_batch_size))
+
+    def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
+        """Changes the micro-batch; accumulation steps stay."""
+        self._set_batch(self.config.batch_for(micro_batch_size=micro_batch_size))
+
+    def _set_batch(self, config: Config) -> None:
+        for change in overrides(self.parts, "batch_changed"):
+            change(config.batch)
+        self.config = config
+
+    def train_batch_size(self) -> int:
+        """Samples per update over all ranks."""
+        return self.config.batch.train_batch_size
+
+    def train_micro_batch_size_per_gpu(self) -> int:
+        """Samples per forward and rank."""
+        return self.config.batch.micro_batch_size
+
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches per update."""
+        return self.config.batch.accumulation_steps
+
+    def get_batch_info(self) -> tuple[int, int, int]:
+        """(global batch, micro-batch, accumulation steps)."""
+        batch = self.config.batch
+        return batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps
+
+    def get_lr(self) -> list[float]:
+        """Current learning rate of every parameter group."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups] if self.optimizer is not None else []
+
+    def get_mom(self) -> list[float]:
+        """Current momentum (first beta for Adam-like optimizers) of every parameter group."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return [float(g["betas"][0] if "betas" in g else g.get("momentum", 0.0)) for g in groups]
+
+    def deepspeed_io(
+        self,
+        dataset: Any,
+        batch_size: int | None = None,
+        data_sampler: Any = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_local_io_workers: int | None = None,
+        pin_memory: bool = False,
+    ) -> DistributedLoader:
+        """A loader of this rank's share of `dataset`, `batch_size` samples a time (the micro-batch by default)."""
+        from ds_core.data import DistributedLoader
+
+        return DistributedLoader(
+            dataset,
+            batch_size=batch_size or self.train_micro_batch_size_per_gpu(),
+            data_parallel_rank=self.mesh.rank("data"),
+            data_parallel_size=self.mesh.size("data"),
+            data_sampler=data_sampler,
+            collate_fn=collate_fn,
+            num_local_io_workers=num_local_io_workers,
+            pin_memory=pin_memory,
+            drop_last=self.config.training.dataloader_drop_last,
+            seed=self.config.training.seed or 0,
+        )
+
+    def gathered(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+        """A context in which `parameters` hold their full values on every rank."""
+        stack = ExitStack()
+        for enter in overrides(self.parts, "gathered"):
+            stack.enter_context(enter(list(parameters)))
+        return stack
+
+    def comm_report(self) -> Any:
+        """Calls and bytes of every collective since the start or the last ``comm.reset()``."""
+        return comm.report()
+
+    def counters(self) -> dict[str, int]:
+        """Counters a checkpoint keeps."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    def restore_counters(self, counters: dict[str, int]) -> None:
+        """Takes counters back; the next step continues the count."""
+        for name in COUNTERS:
+            setattr(self, name, int(counters[name]))
+        self._iterator = None
+
+    def save_checkpoint(
+        self,
+        save_dir: str | Path,
+        tag: str | None = None,
+        client_state: dict[str, Any] | None = None,
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        """Writes a checkpoint; call on all ranks. See `ds_core.checkpoint.save`."""
+        return checkpoint.save(self, save_dir, tag, client_state or {}, save_latest, exclude_frozen_parameters)
+
+    def load_checkpoint(
+        self,
+        load_dir: str | Path,
+        tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Loads what any number of ranks saved; call on all ranks. See `ds_core.checkpoint.load`."""
+        kinds = {"module", "optimizer", "schedule", "engine"}
+        if load_module_only:
+            kinds = {"module"}
+        if not load_optimizer_states:
+            kinds.discard("optimizer")
+        if not load_lr_scheduler_states:
+            kinds.discard("schedule")
+        return checkpoint.load(self, load_dir, tag, kinds=kinds, strict=load_module_strict)
+
+    def save_16bit_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
+        """Writes the full weights as one safetensors file from the first rank; call on all ranks."""
+        return checkpoint.save_weights(self, Path(save_dir) / save_filename)
+

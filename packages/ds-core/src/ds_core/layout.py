@@ -1,0 +1,157 @@
+"""Plans how a list of parameters lies in one flat buffer, in buckets that divide evenly over shards.
+
+Pure: names and shapes in, a frozen plan out. The same plan serves the replicated run and the sharded one, so both
+reduce the same buckets and add the same numbers in the same order.
+
+Note [Buckets end at parameters]
+    A bucket holds whole parameters and is padded to ``shards x alignment`` elements, so a bucket is ready when its
+    parameters are, and every shard of it starts on an aligned address. A parameter larger than the limit is a bucket
+    of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ds_core.errors import ConfigError
+
+__all__ = ["ALIGNMENT_NUMEL", "Bucket", "FlatLayout", "Range", "Slot", "intersect", "plan_layout"]
+
+ALIGNMENT_NUMEL = 32
+"""Elements a shard's start is aligned to: 64 bytes of a two-byte type, 128 of a four-byte one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Elements ``start <= i < stop`` of a flat buffer."""
+
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements in the range."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one parameter lies: its name, logical shape and first element in the flat buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """One past the last element in the flat buffer."""
+        return self.start + self.numel
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A run of the flat buffer that is reduced by one collective; its length divides by the number of shards."""
+
+    start: int
+    stop: int
+    padding: int
+
+    def shard(self, index: int, shards: int) -> Range:
+        """The part of this bucket that shard `index` of `shards` owns."""
+        size = (self.stop - self.start) // shards
+        return Range(self.start + index * size, self.start + (index + 1) * size)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLayout:
+    """The plan: slots in order, buckets in order, and the number of shards each bucket divides into."""
+
+    slots: tuple[Slot, ...]
+    buckets: tuple[Bucket, ...]
+    shards: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of the flat buffer, padding included."""
+        return self.buckets[-1].stop if self.buckets else 0
+
+    @property
+    def padding(self) -> int:
+        """Elements of the flat buffer that belong to no parameter."""
+        return sum(bucket.padding for bucket in self.buckets)
+
+    def shard_ranges(self, index: int) -> tuple[Range, ...]:
+        """The ranges shard `index` owns, one per bucket, in order."""
+        return tuple(bucket.shard(index, self.shards) for bucket in self.buckets)
+
+    def whole(self) -> tuple[Range, ...]:
+        """The whole buffer as a single range; empty when there are no parameters."""
+        return (Range(0, self.numel),) if self.buckets else ()
+
+    def fragments(self, ranges: Iterable[Range]) -> Iterator[tuple[int, Range]]:
+        """Yields (slot index, range in flat coordinates) for every non-empty meeting of a slot and a range."""
+        for part in ranges:
+            for index, slot in enumerate(self.slots):
+                meeting = intersect(part, slot.start, slot.stop)
+                if meeting is not None:
+                    yield index, meeting
+
+
+def intersect(part: Range, start: int, stop: int) -> Range | None:
+    """The elements `part` shares with ``start <= i < stop``, or None."""
+    low, high = max(part.start, start), min(part.stop, stop)
+    return Range(low, high) if low < high else None
+
+
+def plan_layout(
+    parameters: Sequence[tuple[str, Sequence[int]]],
+    *,
+    shards: int = 1,
+    bucket_numel: int = 500_000_000,
+    alignment_numel: int = ALIGNMENT_NUMEL,
+) -> FlatLayout:
+    """Lays `parameters` out in order.
+
+    Args:
+        parameters: (name, shape) in the order they lie in the buffer.
+        shards: ranks each bucket divides over.
+        bucket_numel: elements after which a bucket is closed.
+        alignment_numel: every shard of every bucket starts at a multiple of this many elements from its bucket.
+
+    Returns:
+        A layout whose buckets cover it without holes; padding only at the end of a bucket.
+
+    Raises:
+        ConfigError: `shards`, `bucket_numel` or `alignment_numel` is below one.
+    """
+    for name, value in (("shards", shards), ("reduce_bucket_size", bucket_numel), ("alignment", alignment_numel)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    unit = shards * alignment_numel
+    slots: list[Slot] = []
+    buckets: list[Bucket] = []
+    bucket_start = cursor = 0
+
+    def close() -> None:
+        nonlocal bucket_start, cursor
+        stop = bucket_start + math.ceil((cursor - bucket_start) / unit) * unit
+        if stop > bucket_start:
+            buckets.append(Bucket(bucket_start, stop, padding=stop - cursor))
+        bucket_start = cursor = stop
+
+    for name, shape in parameters:
+        slot = Slot(name, tuple(shape), cursor)
+        if cursor > bucket_start and slot.stop - bucket_start > bucket_numel:
+            close()
+            slot = Slot(name, tuple(shape), cursor)
+        slots.append(slot)
+        cursor = slot.stop
+    close()
+    return FlatLayout(tuple(slots), tuple(buckets), shards)

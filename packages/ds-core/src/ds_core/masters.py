@@ -1,0 +1,99 @@
+"""Master pieces: what the optimizer sees of the update space on this rank.
+
+Note [Two shapes of pieces]
+    An optimizer that can update flat runs (`ds_core.optim.op_adam.OpAdam` and its kin, which have ``step_flat``) gets
+    one 1-D piece per owned range. Any other optimizer gets a piece per parameter: the parameter itself where nothing
+    is sharded and no finer copy is kept, so that a caller's optimizer stays exactly what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ds_core.layout import Range, Slot
+from ds_core.space import FlatGroup, UpdateSpace
+
+__all__ = ["MasterPiece", "Run", "flat_pieces", "parameter_pieces"]
+
+
+class Run(NamedTuple):
+    """Consecutive elements of a piece that share a step count: range in flat coordinates, and the step."""
+
+    start: int
+    stop: int
+    step: int
+
+
+@dataclass(slots=True)
+class MasterPiece:
+    """A tensor the optimizer updates, and the range of a flat group it stands for.
+
+    Attributes:
+        flat: the group.
+        span: range in flat coordinates.
+        master: 1-D, or shaped like the parameter when it is whole.
+        separate: `master` is a copy in another dtype that has to be rounded back into ``flat.working``.
+        slot_index: the parameter it belongs to, or None for a flat run over several.
+    """
+
+    flat: FlatGroup
+    span: Range
+    master: torch.nn.Parameter
+    separate: bool
+    slot_index: int | None = None
+
+    @property
+    def working(self) -> torch.Tensor:
+        """The working values of the span, 1-D."""
+        return self.flat.working[self.span.start : self.span.stop]
+
+    def fragments(self) -> Iterator[tuple[int, Slot, Range]]:
+        """(slot index, slot, range in flat coordinates) of every parameter in the piece."""
+        for index, part in self.flat.layout.fragments((self.span,)):
+            yield index, self.flat.layout.slots[index], part
+
+    def runs(self, steps: Sequence[int], used: Sequence[bool]) -> list[Run]:
+        """The piece cut where a parameter is unused or counts another step; neighbours with one count are joined."""
+        runs: list[Run] = []
+        for index, _, part in self.fragments():
+            if not used[index]:
+                continue
+            if runs and runs[-1].stop == part.start and runs[-1].step == steps[index]:
+                runs[-1] = Run(runs[-1].start, part.stop, steps[index])
+            else:
+                runs.append(Run(part.start, part.stop, steps[index]))
+        return runs
+
+
+def flat_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> list[MasterPiece]:
+    """One piece per owned range; a copy where `master_dtype` differs from the working dtype."""
+    pieces = []
+    for flat in space.flats:
+        for part in space.owned(flat):
+            working = flat.working[part.start : part.stop]
+            separate = master_dtype is not None and master_dtype != working.dtype
+            values = working.to(master_dtype) if separate else working
+            pieces.append(MasterPiece(flat, part, torch.nn.Parameter(values, requires_grad=True), separate))
+    return pieces
+
+
+def parameter_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> list[MasterPiece]:
+    """One piece per parameter and owned range; the parameter itself where it is whole and needs no copy."""
+    pieces = []
+    for flat in space.flats:
+        for index, part in flat.layout.fragments(space.owned(flat)):
+            slot, parameter = flat.layout.slots[index], flat.parameters[index]
+            whole = part.numel == slot.numel
+            separate = master_dtype is not None and master_dtype != parameter.dtype
+            if whole and not separate:
+                master = parameter
+            else:
+                values = flat.working[part.start : part.stop]
+                values = values.to(master_dtype) if separate else values
+                master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)
+            pieces.append(MasterPiece(flat, part, master, separate, index))
+    return pieces

@@ -1,0 +1,48 @@
+"""The contract of optimizers that update flat runs: gradients of any dtype in, a rounded copy out, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FlatOptimizer", "FlatUpdate", "supports_flat"]
+
+
+class FlatUpdate(NamedTuple):
+    """One run of consecutive elements to update.
+
+    Attributes:
+        param: 1-D values to update, a slice of ``param_groups[group]["params"][param_index]`` flattened.
+        grad: 1-D gradients of the same length, in any floating dtype.
+        copy_out: 1-D low-precision working values to round the result into, or None.
+        state_offset: first element of the run within that parameter, and so within its states.
+        group: optimizer group.
+        param_index: which parameter of the group.
+        step: how many updates these elements have had, this one included; what bias correction counts.
+    """
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    copy_out: torch.Tensor | None
+    state_offset: int
+    group: int
+    param_index: int
+    step: int
+
+
+@runtime_checkable
+class FlatOptimizer(Protocol):
+    """An optimizer the engine may hand flat runs to."""
+
+    def step_flat(
+        self, updates: Sequence[FlatUpdate], *, grad_factor: torch.Tensor | None = None, rounding_seed: int = -1
+    ) -> None:
+        """Updates every run. `grad_factor` (0-dim fp32) multiplies gradients; a seed >= 0 rounds stochastically."""
+
+
+def supports_flat(optimizer: object) -> bool:
+    """True when the engine may hand `optimizer` flat runs."""
+    return isinstance(optimizer, FlatOptimizer)

@@ -1,0 +1,166 @@
+"""Optimizer state in a checkpoint: every tensor under its parameter's name, independent of how it was sharded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ds_core.errors import CheckpointError
+from ds_core.layout import intersect
+from ds_core.masters import MasterPiece
+from ds_core.space import UpdateSpace
+from ds_core.state import Fragment, StatePlan, StateReader
+
+__all__ = ["load_optimizer", "plan_optimizer"]
+
+MASTER = "master"
+
+
+def plan_optimizer(
+    optimizer: torch.optim.Optimizer, pieces: list[MasterPiece], steps: dict[int, list[int]], space: UpdateSpace
+) -> StatePlan:
+    """Fragments of masters and element-shaped states; other states whole; scalars and hyperparameters as values.
+
+    Args:
+        optimizer: its states are read, not changed.
+        pieces: the master pieces of this rank.
+        steps: step count per parameter, by id of the flat group.
+        space: says which elements this rank writes, so that all ranks together write each once.
+
+    Raises:
+        CheckpointError: a sharded optimizer keeps a state that is not shaped like its parameter.
+    """
+    plan = StatePlan()
+    scalars: dict[str, dict[str, Any]] = {}
+    for piece in pieces:
+        tensors, whole, small = _split(optimizer.state.get(piece.master, {}), piece)
+        if whole and space.is_sharded:
+            raise CheckpointError(
+                f"{type(optimizer).__name__} keeps {sorted(whole)} in a shape of its own, which cannot be saved from "
+                "shards; use zero_optimization.stage 0 with this optimizer"
+            )
+        if piece.separate:
+            tensors[MASTER] = piece.master.detach().view(-1)
+        mine = space.measured(piece.flat)
+        for index, slot, part in piece.fragments():
+            scalars[slot.name] = {**small, "taken": steps[id(piece.flat)][index]}
+            for written in filter(None, (intersect(share, part.start, part.stop) for share in mine)):
+                low, high = written.start - piece.span.start, written.stop - piece.span.start
+                bounds = (written.start - slot.start, written.stop - slot.start)
+                for key, values in tensors.items():
+                    name = f"optimizer/{key}/{slot.name}"
+                    plan.fragments.append(Fragment(name, slot.shape, *bounds, values[low:high]))
+            for key, values in whole.items() if space.rank == 0 else ():
+                flat = values.detach().reshape(-1)
+                name = f"optimizer/{key}/{slot.name}"
+                plan.fragments.append(Fragment(name, tuple(values.shape), 0, flat.numel(), flat))
+    plan.values["optimizer"] = {
+        "type": type(optimizer).__name__,
+        "groups": [{k: v for k, v in g.items() if k != "params" and _is_json(v)} for g in optimizer.param_groups],
+    }
+    plan.values["optimizer_scalars"] = scalars
+    return plan
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, pieces: list[MasterPiece], steps: dict[int, list[int]], reader: StateReader
+) -> None:
+    """Fills masters and states of this rank's pieces.
+
+    Raises:
+        CheckpointError: the checkpoint has no optimizer, or one of another type.
+    """
+    saved = reader.value("optimizer")
+    if saved is None:
+        raise CheckpointError("the checkpoint holds no optimizer state; pass load_optimizer_states=False to go on")
+    if saved["type"] != type(optimizer).__name__:
+        raise CheckpointError(
+            f"the checkpoint's optimizer is {saved['type']}, this engine's is {type(optimizer).__name__}; "
+            "use the same optimizer, or pass load_optimizer_states=False"
+        )
+    if len(saved["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the checkpoint's optimizer has {len(saved['groups'])} parameter groups, "
+            f"this engine's has {len(optimizer.param_groups)}"
+        )
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+        for key, value in values.items():
+            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+    scalars: dict[str, dict[str, Any]] = reader.value("optimizer_scalars", {})
+    states: dict[str, list[str]] = {}
+    for key in reader.keys():
+        if key.startswith("optimizer/"):
+            _, state, name = key.split("/", 2)
+            states.setdefault(name, []).append(state)
+    for piece in pieces:
+        _load_piece(optimizer, piece, steps, reader, states, scalars)
+
+
+def _load_piece(
+    optimizer: torch.optim.Optimizer,
+    piece: MasterPiece,
+    steps: dict[int, list[int]],
+    reader: StateReader,
+    states: dict[str, list[str]],
+    scalars: dict[str, dict[str, Any]],
+) -> None:
+    flat_master = piece.master.data.view(-1)
+    if piece.separate and not any(MASTER in states.get(slot.name, ()) for _, slot, _ in piece.fragments()):
+        flat_master.copy_(piece.working)
+    existing = dict(optimizer.state.get(piece.master, {}))
+    loaded: dict[str, Any] = {}
+    for index, slot, part in piece.fragments():
+        low, high = part.start - piece.span.start, part.stop - piece.span.start
+        for state in states.get(slot.name, ()):
+            key = f"optimizer/{state}/{slot.name}"
+            shape = reader.shape(key)
+            if state == MASTER:
+                if piece.separate:
+                    reader.read(key, flat_master[low:high], part.start - slot.start)
+            elif shape == slot.shape:
+                target = loaded.get(state)
+                if target is None:
+                    like = existing.get(state)
+                    dtype = like.dtype if isinstance(like, torch.Tensor) else piece.master.dtype
+                    target = loaded[state] = torch.zeros(
+                        piece.master.shape, dtype=dtype, device=piece.master.device
+                    )
+                reader.read(key, target.view(-1)[low:high], part.start - slot.start)
+            else:
+                whole = torch.empty(math.prod(shape), dtype=torch.float32, device=piece.master.device)
+                reader.read(key, whole)
+                loaded[state] = whole.view(shape)
+        small = dict(scalars.get(slot.name, {}))
+        steps[id(piece.flat)][index] = int(small.pop("taken", 0))
+        for name, value in small.items():
+            loaded[name] = torch.tensor(value["tensor"], dtype=torch.float32) if isinstance(value, dict) else value
+    if loaded:
+        optimizer.state[piece.master] = loaded
+
+
+def _split(
+    state: dict[str, Any], piece: MasterPiece
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+    """Element-shaped tensors flattened, tensors of another shape, and JSON scalars."""
+    tensors: dict[str, torch.Tensor] = {}
+    whole: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            if value.shape == piece.master.shape and value.dim() > 0:
+                tensors[key] = value.detach().reshape(-1)
+            elif value.numel() == 1:
+                scalars[key] = {"tensor": value.item()}
+            else:
+                whole[key] = value
+        elif _is_json(value):
+            scalars[key] = value
+    return tensors, whole, scalars
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_json(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,82 @@
+"""Position: the training loader and random generators, so that a resumed run sees what the first would have seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ds_core.data import DistributedLoader
+from ds_core.part import Part
+from ds_core.state import Fragment, StatePlan, StateReader
+
+if TYPE_CHECKING:
+    from ds_core.accelerator import Accelerator
+    from ds_core.build import Build
+
+__all__ = ["Position"]
+
+
+class Position(Part):
+    """Makes the loader of ``training_data`` and keeps its place, and the random state of every rank."""
+
+    name = "position"
+    after = ("weights",)
+
+    def __init__(self) -> None:
+        self.loader: DistributedLoader | None = None
+        self._accelerator: Accelerator | None = None
+        self._rank = 0
+
+    def prepare(self, build: Build) -> None:
+        """Builds the loader where there is data."""
+        self._accelerator, self._rank = build.accelerator, build.rank
+        training = build.config.training
+        if training.seed is not None:
+            # Ranks draw different dropout masks; where the data differs, so may the noise.
+            build.accelerator.manual_seed(training.seed + self._rank)
+        if build.training_data is None:
+            return
+        self.loader = build.loader = DistributedLoader(
+            build.training_data,
+            batch_size=build.config.batch.micro_batch_size,
+            data_parallel_rank=build.mesh.rank("data"),
+            data_parallel_size=build.mesh.size("data"),
+            collate_fn=build.collate_fn,
+            drop_last=training.dataloader_drop_last,
+            seed=training.seed or 0,
+        )
+
+    def state_plan(self) -> StatePlan:
+        """The loader's position (the same on every rank) and this rank's random states."""
+        plan = StatePlan()
+        if self.loader is not None:
+            plan.values["data"] = self.loader.state_dict()
+        for name, state in self._states().items():
+            values = state.reshape(-1)
+            plan.fragments.append(
+                Fragment(f"random/{name}/{self._rank}", (values.numel(),), 0, values.numel(), values)
+            )
+        return plan
+
+    def load_state(self, reader: StateReader) -> None:
+        """Restores the position; random states only where this rank's were saved."""
+        state = reader.value("data")
+        if self.loader is not None and state is not None:
+            self.loader.load_state_dict(state)
+        known = set(reader.keys())
+        for name, current in self._states().items():
+            key = f"random/{name}/{self._rank}"
+            if key in known and reader.shape(key) == (current.numel(),):
+                values = torch.empty(current.numel(), dtype=torch.uint8)
+                reader.read(key, values)
+                if name == "host":
+                    torch.set_rng_state(values)
+                elif self._accelerator is not None:
+                    self._accelerator.set_rng_state(values)
+
+    def _states(self) -> dict[str, torch.Tensor]:
+        states = {"host": torch.get_rng_state()}
+        if self._accelerator is not None and self._accelerator.device_type != "cpu":
+            states["device"] = self._accelerator.rng_state().cpu()
+        return states

@@ -1,0 +1,125 @@
+"""Weights: builds the update space, keeps parameters equal over ranks, and saves them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from ds_core import comm
+from ds_core.errors import CheckpointError
+from ds_core.part import Part, Update
+from ds_core.space import ReplicatedSpace, UpdateSpace
+from ds_core.state import Fragment, StatePlan, StateReader
+
+if TYPE_CHECKING:
+    from ds_core.build import Build
+
+__all__ = ["Weights"]
+
+logger = logging.getLogger(__name__)
+
+
+class Weights(Part):
+    """Owns the module's parameters and buffers on behalf of the engine."""
+
+    name = "weights"
+    after = ("precision",)
+    state_kind = "module"
+
+    def __init__(self) -> None:
+        self._module: torch.nn.Module | None = None
+        self._space: UpdateSpace | None = None
+        self._loaded = False
+
+    def prepare(self, build: Build) -> None:
+        """Makes the replicated space unless a part before this one made another; starts all ranks equal."""
+        self._module = build.module
+        if build.space is None and build.parameters:
+            build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
+        self._space = build.space
+        if self._space is not None:
+            self._space.broadcast_parameters()
+        group = build.mesh.group("data")
+        if build.mesh.size("data") > 1:
+            with comm.scope("initial parameters"), torch.no_grad():
+                source = comm.get_global_rank(group, 0)
+                for tensor in _untrained(build.module, self._space).values():
+                    comm.broadcast(tensor, src=source, group=group)
+
+    def after_update(self, update: Update) -> None:
+        """Shares the updated parameters with every rank."""
+        if self._space is not None and update.skip_reason is None:
+            self._space.publish()
+
+    def zero_grad(self) -> None:
+        """Forgets accumulated gradients."""
+        if self._space is not None:
+            self._space.zero_grad()
+
+    def state_plan(self) -> StatePlan:
+        """Trainable parameters by shards; frozen parameters and buffers by the first rank."""
+        plan = StatePlan()
+        assert self._module is not None
+        first = True
+        if self._space is not None:
+            first = self._space.rank == 0
+            for flat in self._space.flats:
+                for index, part in flat.layout.fragments(self._space.measured(flat)):
+                    slot = flat.layout.slots[index]
+                    values = flat.working[part.start : part.stop]
+                    bounds = (part.start - slot.start, part.stop - slot.start)
+                    plan.fragments.append(Fragment(f"model/{slot.name}", slot.shape, *bounds, values))
+        if first:
+            for name, tensor in _untrained(self._module, self._space).items():
+                values = tensor.detach().reshape(-1)
+                plan.fragments.append(Fragment(f"model/{name}", tuple(tensor.shape), 0, values.numel(), values))
+        return plan
+
+    def load_state(self, reader: StateReader) -> None:
+        """Reads every parameter and buffer of the module.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        assert self._module is not None
+        tensors = dict(self._module.named_parameters()) | _untrained(self._module, self._space)
+        known = set(reader.keys())
+        missing = [name for name in tensors if f"model/{name}" not in known]
+        if missing and not reader.strict:
+            logger.warning("%d tensors are not in the checkpoint and keep their values, first %r", len(missing), missing[0])
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in set(missing)}
+        elif missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} tensors of this model, first {missing[0]!r}; "
+                "it was written by another model, or the module was renamed"
+            )
+        for name, tensor in tensors.items():
+            saved = reader.shape(f"model/{name}")
+            if saved != tuple(tensor.shape):
+                raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)} here and {saved} in the checkpoint")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if tensor.is_contiguous():
+                    reader.read(f"model/{name}", tensor.data.view(-1))
+                else:
+                    values = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+                    reader.read(f"model/{name}", values)
+                    tensor.data.copy_(values.view(tensor.shape))
+
+    def close(self) -> None:
+        """Removes gradient hooks and frees buffers."""
+        if self._space is not None:
+            self._space.close()
+
+
+def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, torch.Tensor]:
+    """Parameters outside the space, and persistent buffers, by name."""
+    trained = {id(p) for flat in space.flats for p in flat.parameters} if space is not None else set()
+    found: dict[str, torch.Tensor] = {n: p.data for n, p in module.named_parameters() if id(p) not in trained}
+    for prefix, owner in module.named_modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if name not in owner._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found

@@ -1,0 +1,51 @@
+"""Applies the model-to-model transforms of installed wheels, in their declared order."""
+
+from __future__ import annotations
+
+import graphlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from ds_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from ds_core.build import Build
+
+__all__ = ["apply_transforms"]
+
+
+def apply_transforms(build: Build) -> torch.nn.Module:
+    """The module after every transform.
+
+    Raises:
+        PluginError: two transforms share a name, conflict, or declare a circle; or one does not return a module.
+    """
+    provided = {}
+    for given in build.manager.call("ds_transforms", build=build):
+        other = provided.setdefault(given.item.name, given)
+        if other is not given:
+            raise PluginError(
+                f"two wheels bring a transform {given.item.name!r}: {other.record.id} and {given.record.id}; "
+                "disable one with DS_PLUGINS_DISABLE"
+            )
+    graph: dict[str, set[str]] = {name: set() for name in sorted(provided)}
+    for name, given in provided.items():
+        entry = given.item
+        for rival in entry.conflicts_with:
+            if rival in provided:
+                raise PluginError(f"transforms {name!r} and {rival!r} cannot be combined; turn one of them off")
+        graph[name].update(other for other in entry.after if other in provided)
+        for other in entry.before:
+            if other in provided:
+                graph[other].add(name)
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise PluginError(f"transforms declare a circular order: {' -> '.join(error.args[1])}") from None
+    module = build.module
+    for name in order:
+        module = provided[name].item.apply(module, build)
+        if not isinstance(module, torch.nn.Module):
+            raise PluginError(f"transform {name!r} of {provided[name].record.id} returned {type(module).__name__}")
+    return module
