@@ -330,9 +330,7 @@ _INFERENCE = names(
     " ep_mp_group moe_experts moe_type",
     tensor_parallel=names("enabled tp_size tp_grain_size mpu tp_group"),
     tp=names("enabled tp_size tp_grain_size mpu tp_group"),
-    moe=names(
-        "enabled ep_size moe_experts num_experts type ep_mp_group expert_mp_group ep_group expert_group"
-    ),
+    moe=names("enabled ep_size moe_experts num_experts type ep_mp_group expert_mp_group ep_group expert_group"),
     quant=names(
         "enabled qkv",
         activation=_QUANT,
@@ -397,13 +395,17 @@ OPTIMIZERS: Mapping[str, tuple[str, Tree]] = {
     "OneBitAdam": ("ds-onebit", names(f"{_ADAM} freeze_step cuda_aware comm_backend_name")),
     "ZeroOneAdam": (
         "ds-onebit",
-        names(f"{_ADAM} var_freeze_step var_update_scaler local_step_scaler local_step_clipper cuda_aware"
-              " comm_backend_name"),
+        names(
+            f"{_ADAM} var_freeze_step var_update_scaler local_step_scaler local_step_clipper cuda_aware"
+            " comm_backend_name"
+        ),
     ),
     "OneBitLamb": (
         "ds-onebit",
-        names(f"{_ADAM} max_coeff min_coeff coeff_beta factor_max factor_min factor_threshold freeze_step cuda_aware"
-              " comm_backend_name"),
+        names(
+            f"{_ADAM} max_coeff min_coeff coeff_beta factor_max factor_min factor_threshold freeze_step cuda_aware"
+            " comm_backend_name"
+        ),
     ),
     "MuAdam": ("ds-mup", _MUP),
     "MuAdamW": ("ds-mup", _MUP),

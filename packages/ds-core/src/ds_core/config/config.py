@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ds_core.config.batch import MICRO, STEPS, TRAIN, Batch, solve
+from ds_core.config.batch import MICRO, STEPS, TRAIN, Batch
 from ds_core.config.facts import Facts, Origin
 from ds_core.config.leaves import leaves, to_plain
 from ds_core.config.problems import unknown_key
@@ -93,6 +93,10 @@ class Config:
             raise ConfigError(f"{key} is a plain value, not a section; read config.training.{key}")
         raise ConfigError(unknown_key("", key, self.sections, hint="`ds config schema` lists the known ones.").message)
 
+    def section_or_none(self, key: str) -> Any:
+        """The model of section `key`, or None when no installed wheel serves it."""
+        return self.sections.get(key)
+
     def __contains__(self, key: object) -> bool:
         """Whether an installed wheel serves section `key`."""
         return key in self.sections
@@ -149,8 +153,8 @@ class Config:
         train_batch_size: int | None = None,
         micro_batch_size: int | None = None,
         accumulation_steps: int | None = None,
-    ) -> Batch:
-        """The batch after a change of one or two sizes at run time.
+    ) -> Config:
+        """This config after a change of batch sizes at run time; its `batch` has the new sizes.
 
         A new train_batch_size keeps the micro-batch and changes accumulation; a new micro-batch or accumulation keeps
         the other and changes train_batch_size.
@@ -158,30 +162,23 @@ class Config:
         Raises:
             BatchSizeError: the sizes do not divide.
         """
-        given = {TRAIN: train_batch_size, MICRO: micro_batch_size, STEPS: accumulation_steps}
-        for key, size in given.items():
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        from ds_core.config.resolve import with_sizes
+
+        asked = {TRAIN: train_batch_size, MICRO: micro_batch_size, STEPS: accumulation_steps}
+        for key, size in asked.items():
+            if size is not None and not _is_size(size):
                 raise BatchSizeError(f"{key} must be an integer of at least 1, got {size!r}")
-        now = self.batch
-        micro = micro_batch_size
-        if micro is None and (train_batch_size is None or accumulation_steps is None):
-            micro = now.micro_batch_size
-        steps = accumulation_steps
-        if steps is None and train_batch_size is None:
-            steps = now.accumulation_steps
-        ranks = self.facts.data_parallel_size or 1
-        solution = solve(
-            train=train_batch_size,
-            micro=micro,
-            steps=steps,
-            ranks=ranks,
-            origin=lambda key: Origin("argument") if given[key] is not None else self.origin(key),
-        )
-        return solution.batch
+        sizes = dict(asked)
+        if micro_batch_size is None and (train_batch_size is None or accumulation_steps is None):
+            sizes[MICRO] = self.batch.micro_batch_size
+        if accumulation_steps is None and train_batch_size is None:
+            sizes[STEPS] = self.batch.accumulation_steps
+        argument = {key: Origin("argument", "changed at run time") for key, size in asked.items() if size is not None}
+        return with_sizes(self, sizes, lambda key: argument.get(key) or self.origin(key))
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as JSON; reading it again gives an equal config."""
-        result = to_plain(self.training)
+        result: dict[str, Any] = to_plain(self.training)
         result.update((key, to_plain(section)) for key, section in self.sections.items())
         return result
 
@@ -209,3 +206,7 @@ class Config:
             if one is None or two is None or one.value != two.value:
                 rows.append(DiffRow(key, one, two))
         return rows
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -144,8 +144,6 @@ class CheckpointSection(Section):
         "writer": Refused(
             "writing is asynchronous without it, and other writers are planned in ds-checkpoint, which is not released"
             " yet; take it out",
-            keys=names(
-                "type decoupled io_buffer_size io_buffer_double show_statistics data_parallel io_multiplier"
-            ),
+            keys=names("type decoupled io_buffer_size io_buffer_double show_statistics data_parallel io_multiplier"),
         ),
     }

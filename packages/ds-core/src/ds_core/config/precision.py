@@ -110,14 +110,15 @@ class TorchAutocastSection(Section):
     """Run the forward pass under torch.autocast."""
     dtype: DTypeName = "bfloat16"
     """Type autocast computes in."""
-    lower_precision_safe_modules: list[str] | None = None
-    """Module classes whose gradients are reduced in `dtype`, by full name; torch's Linear and Conv1d to Conv3d when
-    null."""
+    lower_precision_safe_modules: list[str] = Field(
+        default_factory=lambda: ["torch.nn.Linear", "torch.nn.Conv1d", "torch.nn.Conv2d", "torch.nn.Conv3d"]
+    )
+    """Classes of modules whose gradients are reduced in `dtype`, by name, torch.nn's with or without the prefix."""
 
     def check(self, config: Config) -> Iterable[str]:
         """Autocast computes in a short type."""
         if self.enabled and self.dtype == "float32":
-            yield "torch_autocast.dtype must be bfloat16 or float16, got float32; or set torch_autocast.enabled to false"
+            yield "torch_autocast.dtype must be bfloat16 or float16 when torch_autocast.enabled is true, got float32"
 
 
 class DataTypesSection(Section):

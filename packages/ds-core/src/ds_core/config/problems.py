@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "dotted", "one_of", "raise_problems", "show", "translate", "unknown_key"]
 
 _SHOWN_CHARS = 60
+_UNSAID = object()
 _SECRET_NAMES = frozenset({"api_key", "hf_auth_token", "password", "secret", "token"})
 
 
@@ -47,17 +48,16 @@ def one_of(names: Iterable[str]) -> str:
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
 
 
-def unknown_key(prefix: str, name: str, known: Iterable[str], *, hint: str = "") -> Problem:
-    """The finding that `name` is no key of the section `prefix` (the top level when empty)."""
+def unknown_key(prefix: str, name: str, known: Iterable[str], *, value: Any = _UNSAID, hint: str = "") -> Problem:
+    """The finding that `name`, written with `value`, is no key of the section `prefix` (the top level when empty)."""
     names = sorted(known)
     key = dotted(prefix, name[:_SHOWN_CHARS])
-    message = f"{key} is not a known key.{did_you_mean(name, names)}"
+    given = "" if value is _UNSAID else f" (its value: {show(value, key)})"
+    message = f"{key} is not a known key{given}.{did_you_mean(name, names)}"
     if hint:
         message += f" {hint}"
     elif names:
         message += f" {prefix or 'The top level'} takes {', '.join(names)}."
-    else:
-        message += f" {prefix} takes no keys."
     return Problem(key, message)
 
 
@@ -86,7 +86,7 @@ def translate(error: ValidationError, prefix: str, data: Any) -> list[Problem]:
         path, value = _path_in(detail["loc"], data)
         key = dotted(prefix, *path)
         if detail["type"] == "extra_forbidden":
-            problems.append(unknown_key(dotted(prefix, *path[:-1]), path[-1], ()))
+            problems.append(unknown_key(dotted(prefix, *path[:-1]), path[-1], (), value=value))
         elif detail["type"] == "missing":
             missing = dotted(key, str(detail["loc"][-1]))
             problems.append(Problem(missing, f"{missing} is required and is not set"))
@@ -106,13 +106,10 @@ def _path_in(loc: tuple[int | str, ...], data: Any) -> tuple[list[str], Any]:
     """The part of a pydantic location that indexes `data` (union members' tags do not), and what it leads to."""
     path: list[str] = []
     for step in loc:
-        if isinstance(data, dict) and step in data:
+        in_object = isinstance(data, dict) and step in data
+        if in_object or (isinstance(data, (list, tuple)) and isinstance(step, int) and step < len(data)):
             data = data[step]
-        elif isinstance(data, (list, tuple)) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        else:
-            continue
-        path.append(str(step))
+            path.append(str(step))
     return path, data
 
 

@@ -70,6 +70,23 @@ class RawConfig:
         raise_problems(problems, self.label)
         return _check(tree, self.label, self.registry, {**self.overrides, key: origin})
 
+    @property
+    def accelerator(self) -> str | None:
+        """The accelerator the config asks for by name; it is chosen before anything is resolved."""
+        name = self.training.get("accelerator")
+        return name if isinstance(name, str) else None
+
+    def __getitem__(self, key: str) -> Any:
+        """Section `key` with defaults in place of what was left open, for what must be read before `resolve`.
+
+        Raises:
+            ConfigError: no installed wheel serves it.
+        """
+        if key not in self.registry.claims:
+            outcome = self.registry.outcome(key)
+            raise ConfigError(outcome.reason or f"config section {key} is not served by any installed wheel")
+        return self.registry.model(key).model_validate(dict(self.sections.get(key, {})))
+
     def origin_of_written(self, key: str) -> Origin:
         """Where a written value came from."""
         from ds_core.config.walk import written_origin
@@ -142,7 +159,9 @@ def type_problems(model: type[Section], data: Mapping[str, Any], prefix: str, fo
         model.model_validate(dict(data))
     except ValidationError as error:
         problems = translate(error, prefix, data)
-        return [problem for problem in problems if problem.key not in found.open and not _below_open(problem.key, found)]
+        return [
+            problem for problem in problems if problem.key not in found.open and not _below_open(problem.key, found)
+        ]
     return []
 
 

@@ -48,12 +48,17 @@ class Outcome:
 class Registry:
     """The config keys of one installation. Build it with `installed` or `of`."""
 
-    def __init__(self, claims: Iterable[Claim]) -> None:
+    def __init__(self, claims: Iterable[Claim], wheels: Mapping[str, str] | None = None) -> None:
         """Index `claims` by key and by old spelling.
+
+        Args:
+            claims: sections and who brought them, ds-core's own included.
+            wheels: installed wheels that have a plugin, with their versions, whether they brought a section or not.
 
         Raises:
             PluginConflictError: two wheels claim one key.
         """
+        self.wheels: Mapping[str, str] = wheels or {}
         self.claims: dict[str, Claim] = {}
         self.legacy: dict[str, str] = {}
         self._models: dict[str, type[Section]] = {}
@@ -77,11 +82,12 @@ class Registry:
         """
         from ds_core.plugins import manager
 
-        return cls(
-            Claim(provided.item, provided.record.dist, str(provided.record.version or ""),
-                  str(provided.record.location or ""))
-            for provided in manager().collect("ds_config_sections")
-        )
+        plugins = manager()
+        claims = [
+            Claim(provided.item, provided.record.dist, provided.record.version, provided.record.location)
+            for provided in plugins.collect("ds_config_sections")
+        ]
+        return cls(claims, {record.dist: record.version for record in plugins.records})
 
     @classmethod
     def of(cls, sections: Iterable[Claim | ConfigSection]) -> Registry:
@@ -97,7 +103,7 @@ class Registry:
             raise PluginConflictError(_conflict(key, holders[key], claim))
         holders[key] = claim
 
-    def keys(self) -> Iterator[str]:
+    def served(self) -> Iterator[str]:
         """Served section keys, sorted."""
         return iter(sorted(self.claims))
 
@@ -158,16 +164,18 @@ class Registry:
                 f"{key} is planned in {wheel}, which is not released yet; no wheel serves it today, so take it out of"
                 f" the config"
             )
-        present = next((claim for claim in self.claims.values() if claim.owner == wheel), None)
-        if present is not None:
-            return f"{key} belongs to {wheel}, and the installed {present} does not serve it: pip install -U {wheel}"
+        if wheel in self.wheels:
+            return (
+                f"{key} belongs to {wheel}, and the installed {wheel} {self.wheels[wheel]} does not serve it; see"
+                f" `ds plugins why {wheel}`, or pip install -U {wheel}"
+            )
         return f"{key} asks for {wheel}, which is not installed: pip install {wheel}"
 
     def unserved(self, key: str, value: Any) -> tuple[list[Problem], bool]:
         """Findings about a top-level key nobody here serves, and whether it asks for nothing."""
         entry = ENTRIES.get(key)
         if entry is None:
-            return [unknown_key("", key, self.known(), hint=_elsewhere_hint(key))], False
+            return [unknown_key("", key, self.known(), value=value, hint=_elsewhere_hint(key))], False
         problems = list(tree_problems(entry.keys, value, key))
         if entry.is_idle(value):
             return problems, True
@@ -186,7 +194,7 @@ def tree_problems(tree: Tree, value: Any, prefix: str) -> Iterator[Problem]:
         elif "*" in tree:
             inner = tree["*"]
         else:
-            yield unknown_key(prefix, name, tree)
+            yield unknown_key(prefix, name, tree, value=item)
             continue
         if inner:
             yield from tree_problems(inner, item, dotted(prefix, name))

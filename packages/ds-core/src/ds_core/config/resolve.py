@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ds_core.config.raw import RawConfig
     from ds_core.config.section import Section
 
-__all__ = ["resolve", "with_batch"]
+__all__ = ["resolve", "with_batch", "with_sizes"]
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="Section")
@@ -43,7 +43,7 @@ def resolve(raw: RawConfig, facts: Facts) -> Config:
     filling = _Filling(raw, facts)
     training = filling.fill(TrainingSection, raw.training, "")
     sections: dict[str, Section] = {}
-    for key in raw.registry.keys():
+    for key in raw.registry.served():
         section = filling.section(key)
         if section is not None:
             sections[key] = section
@@ -72,29 +72,34 @@ def with_batch(config: Config) -> Config:
     given, asked = config.raw.training, config.training.data_parallel_size
     if asked is not None and asked != ranks:
         raise BatchSizeError(
-            f"data_parallel_size {asked} ({config.origin('data_parallel_size')}) is not {ranks}, the data-parallel ranks"
-            f" of this job of {config.facts.world_size}; set it to {ranks}, take it out, or start another number of ranks"
+            f"data_parallel_size {asked} ({config.origin('data_parallel_size')}) is not {ranks}, the data-parallel"
+            f" ranks of this job of {config.facts.world_size}; set it to {ranks}, take it out, or start another number"
+            f" of ranks"
         )
-    solution = solve(
-        train=given.get(TRAIN),
-        micro=given.get(MICRO),
-        steps=given.get(STEPS),
-        ranks=ranks,
-        origin=config.raw.origin_of_written,
-    )
+    return with_sizes(config, given, config.raw.origin_of_written)
+
+
+def with_sizes(config: Config, given: Mapping[str, int | None], origin: Callable[[str], Origin]) -> Config:
+    """`config` with the batch solved from the `given` sizes, by key, whose origins `origin` tells.
+
+    Raises:
+        BatchSizeError: the sizes contradict each other or the number of ranks.
+    """
+    ranks = config.facts.data_parallel_size or 1
+    train, micro, steps = (given.get(key) for key in _BATCH_KEYS)
+    solution = solve(train=train, micro=micro, steps=steps, ranks=ranks, origin=origin)
     batch = solution.batch
-    sizes = dict(zip(_BATCH_KEYS, (batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps), strict=True))
+    sizes = (batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps)
     origins = dict(config.origins)
     for key in _BATCH_KEYS:
-        if key in given:
-            continue
         left_open = key in config.raw.found.open
-        how = solution.how.get(key, "")
-        if how:
-            origins[key] = Origin("auto" if left_open else "derived", how)
+        if given.get(key) is not None:
+            origins[key] = origin(key)
+        elif key in solution.how:
+            origins[key] = Origin("auto" if left_open else "derived", solution.how[key])
         else:
             origins[key] = Origin("auto", "the default") if left_open else Origin("default")
-    training = config.training.model_copy(update=sizes)
+    training = config.training.model_copy(update=dict(zip(_BATCH_KEYS, sizes, strict=True)))
     return replace(config, training=training, origins=origins, solved=batch)
 
 

@@ -1,11 +1,9 @@
-"""The JSON Schema of a config file, for editors: sections of ds-core and of installed wheels, and the catalog's names."""
+"""The JSON Schema of a config file, for editors: what ds-core and installed wheels serve, and the catalog's names."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ds_core.config.catalog import ENTRIES, Tree
@@ -35,7 +33,7 @@ def json_schema(sections: Iterable[Claim | ConfigSection] | None = None) -> dict
     definitions: dict[str, Any] = {}
     properties: dict[str, Any] = {SCHEMA_KEY: {"type": "string"}}
     properties.update(_model_schema(TrainingSection, definitions)["properties"])
-    for key in registry.keys():
+    for key in registry.served():
         properties[key] = _section_property(registry, key, definitions)
     for old, new in registry.legacy.items():
         properties[old] = {"deprecated": True, "description": f"Old spelling of {new}."}
@@ -135,12 +133,20 @@ def _tree_schema(tree: Tree) -> dict[str, Any]:
         return {}
     properties = {name: _tree_schema(inner or {}) for name, inner in tree.items() if name != "*"}
     others = _tree_schema(tree["*"] or {}) if "*" in tree else False
-    return {"anyOf": [{"type": "object", "properties": properties, "additionalProperties": others},
-                      {"not": {"type": "object"}}]}
+    return {
+        "anyOf": [
+            {"type": "object", "properties": properties, "additionalProperties": others},
+            {"not": {"type": "object"}},
+        ]
+    }
 
 
 def field_docs(model: type[Section]) -> dict[str, str]:
     """The string under each field of `model` and of the sections it inherits from; empty where there is no source."""
+    import ast  # these three cost more than the rest of the package together
+    import inspect
+    import textwrap
+
     from ds_core.config.section import Section
 
     docs: dict[str, str] = {}
@@ -152,7 +158,7 @@ def field_docs(model: type[Section]) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):
             continue
         body = parsed.body if isinstance(parsed, ast.ClassDef) else []
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

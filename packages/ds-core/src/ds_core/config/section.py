@@ -16,7 +16,7 @@ from ds_core.config.shape import members, origin_of
 if TYPE_CHECKING:
     from ds_core.config.config import Config
 
-__all__ = ["DTypeName", "Moved", "Refused", "Section"]
+__all__ = ["DTypeName", "Moved", "Refused", "Section", "case_insensitive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Section(BaseModel):
     """One JSON object of a config. Subclass it, annotate fields, and document each with a string under it.
 
     Values are strict: ``5e8`` passes for an integer when it is one, ``true`` and ``"4"`` never do. Fields may be plain
-    types, ``Literal``, lists, tuples, paths, dicts, other sections and dicts of sections. A key written as ``"auto"`` or
-    null is asked from `auto`, and so is an absent key whose default is None; with no answer the default stands.
+    types, ``Literal``, lists, tuples, paths, dicts, other sections and dicts of sections. A key written as ``"auto"``
+    or null is asked from `auto`, and so is an absent key whose default is None; with no answer the default stands.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -84,8 +84,9 @@ class Section(BaseModel):
         if not isinstance(data, dict):
             return data
         fields = cls.model_fields
-        return {name: _conform(fields[name].annotation, value) if name in fields else value
-                for name, value in data.items()}
+        return {
+            name: _conform(fields[name].annotation, value) if name in fields else value for name, value in data.items()
+        }
 
 
 def _conform(annotation: Any, value: Any) -> Any:

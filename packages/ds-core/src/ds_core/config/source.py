@@ -60,7 +60,7 @@ def _read_text_source(source: str) -> tuple[dict[str, Any], str]:
     if source.lstrip().startswith("{"):
         raise ConfigError("the config is JSON text; give the path of a file, a dict, or the text in base64")
     path = Path(source)
-    if _is_file(path):
+    if _is_readable(path):
         return _plain_object(_parse(_read_file(path), source), source), path.name
     text = _decode_base64(source)
     if text is not None:
@@ -70,9 +70,9 @@ def _read_text_source(source: str) -> tuple[dict[str, Any], str]:
     raise ConfigError(f"config file {source[:200]!r} does not exist, and the text is not base64 of JSON")
 
 
-def _is_file(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists() and not path.is_dir()
     except (OSError, ValueError):  # a base64 text can be longer than a name may be, or hold a null byte
         return False
 

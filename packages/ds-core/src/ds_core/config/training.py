@@ -74,18 +74,17 @@ class TrainingSection(Section):
 
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
         "disable_allgather": "it never did anything in DeepSpeed; take it out",
-        "sparse_gradients": "gradients of embeddings are reduced dense, nothing reduces sparse rows yet; take it out, or"
-        " build the embedding with sparse=False",
+        "sparse_gradients": "nothing reduces sparse rows of embeddings yet, they are reduced dense; take it out",
         "graph_harvesting": "it captures the optimizer's norms in CUDA graphs, which no wheel does yet; take it out",
-        "disable_python_gc": "no part controls Python's garbage collector yet; call gc.disable() in the training script",
+        "disable_python_gc": "nothing controls Python's garbage collector yet; call gc.disable() in the script",
     }
 
     def check(self, config: Config) -> Iterable[str]:
         """Scaling options that contradict each other."""
         if self.prescale_gradients and self.gradient_predivide_factor != 1.0:
             yield (
-                f"gradient_predivide_factor {self.gradient_predivide_factor:g} does nothing with prescale_gradients true,"
-                f" which divides by the number of ranks; set one of them"
+                f"gradient_predivide_factor {self.gradient_predivide_factor:g} does nothing with prescale_gradients"
+                f" true, which divides by the number of ranks; set one of them"
             )
         if self.prescale_gradients and self.gradient_allreduce_op == "sum":
             yield (

@@ -9,8 +9,8 @@ from ds_core.config.catalog import Entry
 from ds_core.config.facts import Origin
 from ds_core.config.problems import Problem, dotted, show, unknown_key
 from ds_core.config.registry import tree_problems
-from ds_core.config.shape import shape_of, takes_auto
 from ds_core.config.section import Moved, Refused, Section
+from ds_core.config.shape import shape_of, takes_auto
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -65,13 +65,11 @@ def walk(model: type[Section], value: Any, prefix: str, found: Findings) -> dict
             _walk_refused(model, name, item, key, found)
         else:
             known = [*model.model_fields, *model.aliases, *model.legacy_keys]
-            found.problems.append(unknown_key(prefix, name, known))
+            found.problems.append(unknown_key(prefix, name, known, value=item))
     return data
 
 
-def _walk_field(
-    field: FieldInfo, name: str, item: Any, key: str, data: dict[str, Any], found: Findings
-) -> None:
+def _walk_field(field: FieldInfo, name: str, item: Any, key: str, data: dict[str, Any], found: Findings) -> None:
     shape, inner = shape_of(field.annotation)
     if is_open(item) and not (item == "auto" and takes_auto(field.annotation)):
         found.open[key] = show(item).strip('"')
@@ -130,9 +128,7 @@ def _forward(model: type[Section], value: Mapping[str, Any], prefix: str, found:
     return data
 
 
-def _forwarded(
-    rule: Moved, item: Any, name: str, prefix: str, data: dict[str, Any], found: Findings
-) -> bool:
+def _forwarded(rule: Moved, item: Any, name: str, prefix: str, data: dict[str, Any], found: Findings) -> bool:
     if rule.values is not None and not is_open(item):
         matches = [new for old, new in rule.values.items() if type(old) is type(item) and old == item]
         if not matches:
@@ -156,7 +152,9 @@ def _place(data: dict[str, Any], target: str, item: Any, old: str, prefix: str, 
         data[parent] = child
         data = child
     if last in data:
-        found.problems.append(Problem(old_key, f"{old_key} and {new_key} are both set and mean the same; keep {new_key}"))
+        found.problems.append(
+            Problem(old_key, f"{old_key} and {new_key} are both set and mean the same; keep {new_key}")
+        )
         return False
     data[last] = item
     found.moved[new_key] = old_key
