@@ -139,10 +139,8 @@ def _unknown_hooks(module: ModuleType, hooks: pluggy.PluginManager) -> str:
     known = _spec_names(hooks)
     for name in sorted(caller.name for caller in hooks.get_hookcallers(module) or ()):
         if name not in known:
-            return (
-                f"implements hook {name!r}, which ds-core does not have.{did_you_mean(name, known)} "
-                f"Known: {', '.join(known)}"
-            )
+            near = did_you_mean(name, known) or f" Known: {', '.join(known)}"
+            return f"implements hook {name!r}, which ds-core does not have.{near}"
     return ""
 
 

@@ -137,6 +137,8 @@ class PluginRecord:
 
     def remedy(self) -> str:
         """What the user can do about a problem; empty when there is none."""
+        if self.dist == "ds-core" and self.is_problem:
+            return f"Reinstall ds-core: pip install --force-reinstall ds-core. Traceback: ds plugins why {self.id}"
         switch = f"set DS_PLUGINS_DISABLE={self.id}"
         if self.state is PluginState.IMPORT_ERROR:
             return f"Reinstall or uninstall {self.dist}, or {switch}. Traceback: ds plugins why {self.id}"
@@ -186,10 +188,11 @@ class PluginRecord:
 
 
 def raised_at(error: BaseException) -> str:
-    """``"path.py:14"`` of the innermost frame of an exception, or an empty string."""
-    frames = traceback.extract_tb(error.__traceback__)
-    skipped = (Path(__file__).parent, Path(importlib.__file__).parent)
-    for frame in reversed(frames):
-        if not frame.filename.startswith("<") and Path(frame.filename).parent not in skipped:
-            return f"{frame.filename}:{frame.lineno}"
-    return ""
+    """``"path.py:14"`` of the innermost frame outside the standard library and this package, or an empty string."""
+    skipped = (str(Path(__file__).parent), str(Path(importlib.__file__).parents[1]))
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        theirs = "site-packages" in frame.filename or not frame.filename.startswith(skipped)
+        if theirs and not frame.filename.startswith((skipped[0], "<")):
+            found = f"{frame.filename}:{frame.lineno}"
+    return found

@@ -105,6 +105,8 @@ def check_names(switch: str, names: Iterable[str], candidates: Sequence[Candidat
     """
     visible = [c for c in candidates if not c.hidden_by]
     for name in names:
+        if switch == "DS_PLUGINS_DISABLE" and name in (CORE_ID, *CORE_ID.split(":")):
+            raise PluginError(f"{switch} names {name!r}, which is ds-core itself and cannot be disabled.")
         if any(matches(name, dist=c.dist, short=c.name) for c in visible):
             continue
         owners = [c for c in visible if c.name == name]
