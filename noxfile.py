@@ -61,13 +61,14 @@ def requirement_name(requirement: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def third_party(dists: Iterable[str], extras: Sequence[str] = ()) -> list[str]:
-    """What the named packages need from the index: their declared ranges, without each other."""
+def third_party(dists: Iterable[str], *, extras: bool = True) -> list[str]:
+    """What the named packages need from the index, with or without their extras; never each other."""
     found: dict[str, None] = {}
     for dist in dists:
         project = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["project"]
-        optional = project.get("optional-dependencies", {})
-        wanted = [*project.get("dependencies", []), *(item for extra in extras for item in optional.get(extra, []))]
+        wanted = list(project.get("dependencies", []))
+        for items in project.get("optional-dependencies", {}).values():
+            wanted += items if extras else []
         found.update(dict.fromkeys(item for item in wanted if requirement_name(item) not in PACKAGES))
     return sorted(found)
 
@@ -118,24 +119,27 @@ def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
     house = Path(session.create_tmp()).resolve() / "wheelhouse"
     shutil.rmtree(house, ignore_errors=True)
     for dist in build_order(dists):
-        command = ["pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(house / dist)]
+        command = [
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "-w",
+            str(house / dist),
+        ]
         if is_native(dist):
             objects = ROOT / "build" / session.name / dist / "{wheel_tag}"
             command.append(f"--config-settings=build-dir={objects}")
-        session.run("python", "-m", *command, str(PACKAGES[dist]))
+        session.run("python", "-m", *command, "-w", str(house / dist), str(PACKAGES[dist]))
         (wheel,) = (house / dist).glob("*.whl")
         session.install("--no-index", "--no-deps", "--force-reinstall", str(wheel))
 
 
-def install_wheels(
-    session: nox.Session,
-    dists: Sequence[str],
-    *extra: str,
-    extras: Sequence[str] = (),
-    constraints: Path = CONSTRAINTS,
-) -> None:
+def install_wheels(session: nox.Session, dists: Sequence[str], *extra: str, constraints: Path = CONSTRAINTS) -> None:
     """Build the packages and put exactly those wheels, and no older ones, in the session's environment."""
-    install(session, *third_party(dists, extras), *extra, constraints=constraints)
+    install(session, *third_party(dists), *extra, constraints=constraints)
     remove_stale(session, dists)
     build_wheels(session, dists)
     session.run("python", "-m", "pip", "check", silent=True)
@@ -173,7 +177,7 @@ def only_the_child_is_interrupted() -> Iterator[None]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Build every wheel, install them, run every test against the installed wheels."""
-    install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, extras=("testing", "tensorboard"))
+    install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS)
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
 
@@ -184,9 +188,7 @@ def tests_torch(session: nox.Session, torch: str) -> None:
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if requirement_name(line) != "torch"]
     constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
     constraints.write_text("\n".join([f"torch=={torch}", *lines, ""]))
-    install_wheels(
-        session, list(PACKAGES), *TEST_REQUIREMENTS, extras=("testing", "tensorboard"), constraints=constraints
-    )
+    install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, constraints=constraints)
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
 
@@ -205,7 +207,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict, over the sources of every package and the tools."""
-    install(session, *third_party(PACKAGES, ("testing", "tensorboard")), "mypy", "types-psutil")
+    install(session, *third_party(PACKAGES), "mypy", "types-psutil")
     session.run("mypy", *sources(), "tools")
 
 
@@ -229,7 +231,7 @@ def shape(session: nox.Session) -> None:
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Train the example language model on this machine; arguments after ``--`` go to the program."""
-    install_wheels(session, DEMO_WHEELS, "tokenizers", "matplotlib", extras=("tensorboard",))
+    install_wheels(session, DEMO_WHEELS, "tokenizers", "matplotlib")
     with only_the_child_is_interrupted():
         session.run(
             "python",

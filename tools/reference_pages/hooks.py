@@ -43,7 +43,7 @@ def fields_of(entry: Any) -> str:
         if field.default is not dataclasses.MISSING:
             default = code(repr(field.default))
         elif field.default_factory is not dataclasses.MISSING:
-            default = code(f"{field.default_factory.__name__}()")
+            default = code(repr(field.default_factory()))
         else:
             default = "required"
         rows.append([code(field.name), code(field.type), default])
