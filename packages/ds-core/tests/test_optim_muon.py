@@ -1,0 +1,69 @@
+"""Muon with AdamW for what is not a matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ds_core.errors import ModelError
+from ds_core.optim.muon import MuonWithAuxAdam
+
+
+def tensors() -> tuple[torch.nn.Parameter, torch.nn.Parameter, torch.nn.Parameter]:
+    torch.manual_seed(0)
+    matrix, embedding, bias = (torch.nn.Parameter(torch.randn(s)) for s in ((4, 6), (8, 4), (4,)))
+    for tensor in (matrix, embedding, bias):
+        tensor.grad = torch.randn_like(tensor)
+    embedding.use_muon = False  # type: ignore[attr-defined]
+    return matrix, embedding, bias
+
+
+def test_each_half_equals_torchs_own_optimizer() -> None:
+    matrix, embedding, bias = tensors()
+    optimizer = MuonWithAuxAdam([matrix, embedding, bias], muon_lr=0.02, adam_lr=0.003, weight_decay=0.1)
+    matrix_, embedding_, bias_ = tensors()
+    muon = torch.optim.Muon([matrix_], lr=0.02, weight_decay=0.1)
+    adam = torch.optim.AdamW([embedding_, bias_], lr=0.003, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.step()
+        muon.step()
+        adam.step()
+    assert torch.equal(matrix, matrix_)
+    assert torch.equal(embedding, embedding_)
+    assert torch.equal(bias, bias_)
+
+
+def test_a_restored_optimizer_continues_as_the_undisturbed_one() -> None:
+    ours, theirs = tensors(), tensors()
+    undisturbed, first = MuonWithAuxAdam(ours, lr=0.01), MuonWithAuxAdam(theirs, lr=0.01)
+    undisturbed.step()
+    first.step()
+    restored = MuonWithAuxAdam(theirs, lr=0.5)
+    restored.load_state_dict(first.state_dict())
+    undisturbed.step()
+    restored.step()
+    assert [g["lr"] for g in restored.param_groups] == [0.01, 0.01]
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_changed_group_rate_is_used_and_named_groups_keep_their_names() -> None:
+    matrix, _, bias = tensors()
+    optimizer = MuonWithAuxAdam([{"params": [("w", matrix), ("b", bias)], "lr": 0.1}])
+    assert [(g["use_muon"], g["param_names"], g["lr"]) for g in optimizer.param_groups] == [
+        (True, ["w"], 0.1),
+        (False, ["b"], 0.1),
+    ]
+    before = [t.detach().clone() for t in (matrix, bias)]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert torch.equal(matrix, before[0])
+    assert torch.equal(bias, before[1])
+
+
+def test_a_group_decides_for_all_its_tensors() -> None:
+    matrix, _, bias = tensors()
+    optimizer = MuonWithAuxAdam([{"params": [matrix, bias], "use_muon": False}])
+    assert [g["use_muon"] for g in optimizer.param_groups] == [False]
+    with pytest.raises(ModelError, match=r"shape \(4,\) has use_muon set"):
+        MuonWithAuxAdam([{"params": [bias], "use_muon": True}])
