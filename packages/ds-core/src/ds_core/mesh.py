@@ -252,7 +252,9 @@ class Mesh:
                 counter.label(group.group_name, label)
             return group
         mine: ProcessGroup | None = None
-        for members in self.plan.groups(*names):
+        if size == 1:  # nobody else takes part, so nobody else needs to be called
+            mine = new_group([self._rank], name=label, use_local_synchronization=True)
+        for members in self.plan.groups(*names) if size > 1 else ():
             made = new_group(members, name=label)
             if self._rank in members:
                 mine = made

@@ -138,6 +138,10 @@ class Counter:
         """Show the group under this name."""
         self._labels[group_name] = label
 
+    def has_label(self, group_name: str) -> bool:
+        """Whether the group was given a name to be shown under."""
+        return group_name in self._labels
+
     def label_of(self, group_name: str) -> str:
         """The name the group is shown under."""
         return self._labels.get(group_name, group_name)

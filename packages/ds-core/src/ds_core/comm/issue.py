@@ -43,7 +43,7 @@ DONE = Done()
 class Handle:
     """An asynchronous collective under way; `wait` raises `CommError` when it failed. `work` is torch's own handle."""
 
-    __slots__ = ("_call", "_finish", "_op", "_where", "work")
+    __slots__ = ("_call", "_finish", "_op", "_waited", "_where", "work")
 
     def __init__(self, work: Any, op: str, where: GroupFacts, finish: Callable[[], None] | None) -> None:
         self.work = work
@@ -51,6 +51,7 @@ class Handle:
         self._where = where
         self._call = counter.sequence(where.name)
         self._finish = finish
+        self._waited = False
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Wait for the result (on a device with streams: make the current stream wait)."""
@@ -58,6 +59,7 @@ class Handle:
             done = self.work.wait() if timeout is None else self.work.wait(timeout)
         except RuntimeError as error:
             raise failure(self._op, self._where, error, call=self._call) from error
+        self._waited = True
         if self._finish is not None:
             finish, self._finish = self._finish, None
             finish()
@@ -65,7 +67,7 @@ class Handle:
 
     def is_completed(self) -> bool:
         """Whether `wait` would return at once."""
-        return bool(self.work.is_completed())
+        return self._waited or bool(self.work.is_completed())  # gloo's own answer may stay False after a wait
 
     def is_success(self) -> bool:
         """Whether it completed without an error."""

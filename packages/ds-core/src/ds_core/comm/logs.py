@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ds_core.comm.counter import CommReport
+from ds_core.comm.counter import CommReport, scope
 from ds_core.comm.objects import gather_json
 from ds_core.comm.profile import CommsLoggerSettings
 from ds_core.comm.ranks import get_rank
@@ -111,7 +111,12 @@ def _section(config: Any) -> Mapping[str, Any] | None:
 
 def _add_stragglers(summary: dict[str, dict[int, dict[str, float]]]) -> None:
     mine = {f"{name}\0{size}": row["total_ms"] for name, sizes in summary.items() for size, row in sizes.items()}
-    ranks = gather_json(mine)
+    settings, comms_logger.settings = comms_logger.settings, CommsLoggerSettings()  # not to measure itself
+    try:
+        with scope("log_summary"):
+            ranks = gather_json(mine)
+    finally:
+        comms_logger.settings = settings
     for name, sizes in summary.items():
         for size, row in sizes.items():
             times = [rank[f"{name}\0{size}"] for rank in ranks if f"{name}\0{size}" in rank]

@@ -44,7 +44,10 @@ def facts(group: dist.ProcessGroup | None) -> GroupFacts:
                 "call ds_core.comm.init_distributed() (or ds_core.initialize) first on every rank"
             )
         return _ALONE
-    return GroupFacts(chosen, chosen.group_name, chosen.size())
+    name = chosen.group_name
+    if chosen is dist.GroupMember.WORLD and not counter.has_label(name):
+        counter.label(name, WORLD_LABEL)
+    return GroupFacts(chosen, name, chosen.size())
 
 
 def is_member(group: object) -> bool:

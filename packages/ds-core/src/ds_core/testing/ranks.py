@@ -81,6 +81,7 @@ def run_ranks(
     mode: str = "processes",
     dies: Collection[int] = (),
     init: bool = True,
+    group_timeout_s: float | None = None,
     **kwargs: Any,
 ) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `world` ranks at once and return their results in rank order.
@@ -97,6 +98,8 @@ def run_ranks(
         env: variables set on every rank for this call, on top of RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
         mode: "processes" or "threads".
         dies: ranks that may die; their result is a `RankDied` instead of an error.
+        group_timeout_s: timeout of the process group; by default a little less than `timeout_s`, so that a collective
+            that never completes ends with the error users would see.
         init: False leaves the process group to `fn` (for tests of initialisation itself).
 
     Raises:
@@ -104,11 +107,12 @@ def run_ranks(
     """
     if world < 1:
         raise ValueError(f"run_ranks needs at least one rank, got world={world}")
+    group_s = max(0.75 * timeout_s, timeout_s - 3.0) if group_timeout_s is None else group_timeout_s
     if mode == "threads":
-        return _run_threads(fn, world, args, kwargs, timeout_s)
+        return _run_threads(fn, world, args, kwargs, timeout_s, group_s)
     if mode != "processes":
         raise ValueError(f'mode must be "processes" or "threads", got {mode!r}')
-    return _Pool.shared().run(fn, world, args, kwargs, timeout_s, dict(env or {}), frozenset(dies), init)
+    return _Pool.shared().run(fn, world, args, kwargs, timeout_s, group_s, dict(env or {}), frozenset(dies), init)
 
 
 class _Worker:
@@ -232,6 +236,7 @@ class _Pool:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         timeout_s: float,
+        group_s: float,
         env: dict[str, str],
         dies: frozenset[int],
         init: bool,
@@ -247,7 +252,7 @@ class _Pool:
             outcome = _Outcome()
             try:
                 for rank, worker in enumerate(team):
-                    call = Call(function, rank, world, port, prefix, timeout_s, env, list(sys.path), arguments, init)
+                    call = Call(function, rank, world, port, prefix, group_s, env, list(sys.path), arguments, init)
                     worker.calls.send_bytes(encode(call))
                 self._collect(team, outcome, dies, timeout_s)
             finally:
@@ -340,7 +345,7 @@ def thread_group(store: Store, rank: int, world: int, timeout_s: float, name: st
 
 
 def _run_threads(
-    fn: Callable[..., Any], world: int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
+    fn: Callable[..., Any], world: int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float, group_s: float
 ) -> list[Any]:
     from torch._C._distributed_c10d import HashStore
 
@@ -350,7 +355,7 @@ def _run_threads(
 
     def work(rank: int) -> None:
         try:
-            group = thread_group(store, rank, world, timeout_s, "threads")
+            group = thread_group(store, rank, world, group_s, "threads")
             results[rank] = fn(group, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - handed to the caller as RankError
             failures.append(
