@@ -247,7 +247,7 @@ class UpdateSpace:
         table = everyone.cpu().view(self.ranks, -1)
         total = 0.0
         for number_bytes in table[:, :8]:
-            total += float(number_bytes.contiguous().view(torch.float64).item())
+            total += float(number_bytes.clone().view(torch.float64).item())
         any_set = table[:, 8:].amax(dim=0).bool().tolist() if mine.numel() else []
         rows, at = [], 0
         for length in lengths:

@@ -1,0 +1,158 @@
+"""Precision modes against a plain loop that keeps its own fp32 masters."""
+
+from __future__ import annotations
+
+import ds_core
+import pytest
+import torch
+from ds_core.errors import ConfigError, NonFiniteError
+from ds_core.parts.loss_scale import DynamicLossScaler
+from torch import nn
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 13), nn.Tanh(), nn.Linear(13, 3))
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(5, 7, generator=generator) for _ in range(count)]
+
+
+def run(steps: int = 4, accumulation: int = 1, model: nn.Module | None = None, **changes):
+    model = model if model is not None else make_model()
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}}
+    base = {"train_micro_batch_size_per_gpu": 5, "gradient_accumulation_steps": accumulation, "optimizer": optimizer}
+    engine = ds_core.initialize(model=model, config={**base, "gradient_clipping": 0.0, **changes})[0]
+    for x in batches(steps * accumulation):
+        loss = (engine(x.to(next(model.parameters()).dtype)).float() ** 2).mean()
+        engine.backward(loss)
+        engine.step()
+    return engine, model
+
+
+def masters_by_hand(dtype: torch.dtype, accumulate: torch.dtype, accumulation: int, scale: float = 1.0):
+    """Low-precision weights, fp32 masters, gradients summed in `accumulate`."""
+    model = make_model().to(dtype)
+    masters = [nn.Parameter(p.detach().float()) for p in model.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.0, fused=True)
+    data = iter(batches(4 * accumulation))
+    for _ in range(4):
+        sums = [torch.zeros_like(p, dtype=accumulate) for p in masters]
+        for micro in range(accumulation):
+            loss = (model(next(data).to(dtype)).float() ** 2).mean()
+            (loss * (scale / accumulation)).backward()
+            for total, p in zip(sums, model.parameters(), strict=True):
+                total.copy_(p.grad.to(accumulate) if micro == 0 else total + p.grad)
+                p.grad = None
+        for master, total in zip(masters, sums, strict=True):
+            master.grad = total.float() / scale
+        optimizer.step()
+        with torch.no_grad():
+            for p, master in zip(model.parameters(), masters, strict=True):
+                p.copy_(master)
+    return model, masters
+
+
+@pytest.mark.parametrize("accumulate", ["bf16", "fp32"])
+def test_bf16_with_fp32_masters_equals_the_loop_bit_for_bit(accumulate):
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[accumulate]
+    expected, masters = masters_by_hand(torch.bfloat16, dtype, accumulation=2)
+    engine, model = run(accumulation=2, bf16={"enabled": True}, data_types={"grad_accum_dtype": accumulate})
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert a.dtype == torch.bfloat16
+        assert torch.equal(a, b)
+    for group, master in zip(engine.optimizer.param_groups[0]["params"], masters, strict=True):
+        assert group.dtype == torch.float32
+        assert torch.equal(group.view(-1), master.view(-1))
+
+
+def test_fp16_with_static_scale_equals_the_loop_bit_for_bit():
+    expected, _ = masters_by_hand(torch.float16, torch.float16, accumulation=1, scale=1024.0)
+    engine, model = run(fp16={"enabled": True, "loss_scale": 1024})
+    assert engine.optimizer.loss_scale == 1024
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fp16_overflow_skips_the_step_and_lowers_the_scale():
+    model = make_model()
+    engine, _ = run(steps=0, model=model, fp16={"enabled": True, "initial_scale_power": 20, "hysteresis": 1})
+    before = [p.clone() for p in model.parameters()]
+    engine.backward((engine(batches(1)[0].half()).float() * 1e4).sum())
+    engine.step()
+    assert engine.optimizer.overflow
+    assert not engine.was_step_applied()
+    assert engine.optimizer.cur_scale == 2.0**19
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_dynamic_scale_doubles_after_a_window_and_keeps_to_its_minimum():
+    scaler = DynamicLossScaler(8.0, window=2, hysteresis=2, minimum=4.0)
+    history = []
+    for overflow in (False, False, True, True, True, False, False):
+        try:
+            scaler.update(overflow)
+        except NonFiniteError:
+            history.append("error")
+            break
+        history.append(scaler.scale)
+    assert history == [8.0, 16.0, 16.0, 8.0, 4.0, 4.0, 8.0]
+    at_minimum = DynamicLossScaler(1.0, hysteresis=1)
+    with pytest.raises(NonFiniteError, match="loss scale is at its minimum, 1"):
+        at_minimum.update(True)
+
+
+def test_consecutive_hysteresis_refills_at_every_clean_step():
+    scaler = DynamicLossScaler(8.0, window=1000, hysteresis=2, consecutive_hysteresis=True)
+    for overflow in (True, False, True, False, True):
+        scaler.update(overflow)
+    assert scaler.scale == 8.0
+    plain = DynamicLossScaler(8.0, window=1000, hysteresis=2)
+    for overflow in (True, False, True, False, True):
+        plain.update(overflow)
+    assert plain.scale == 2.0
+
+
+def test_fp16_auto_cast_casts_floating_inputs():
+    model = make_model()
+    engine, _ = run(steps=0, model=model, fp16={"enabled": True, "auto_cast": True})
+    assert engine(batches(1)[0]).dtype == torch.float16
+    plain, _ = run(steps=0, fp16={"enabled": True})
+    with pytest.raises(RuntimeError, match="dtype"):
+        plain(batches(1)[0])
+
+
+def test_autocast_keeps_fp32_parameters_and_computes_low():
+    engine, model = run(steps=2, torch_autocast={"enabled": True, "dtype": "bfloat16"})
+    assert engine(batches(1)[0]).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_pure_bf16_states_keep_no_fp32_copy_and_stochastic_rounding_moves_small_updates():
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True}
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-5}}
+    start = make_model().bfloat16()
+    engine, nearest = run(steps=8, bf16=bf16, optimizer=optimizer)
+    held = {p.dtype for group in engine.optimizer.param_groups for p in group["params"]}
+    assert held == {torch.bfloat16}
+    _, stochastic = run(steps=8, bf16={**bf16, "stochastic_rounding": True}, optimizer=optimizer, seed=3)
+    _, again = run(steps=8, bf16={**bf16, "stochastic_rounding": True}, optimizer=optimizer, seed=3)
+    big = [i for i, p in enumerate(start.parameters()) if p.dim() == 2]
+    moved = lambda model: sum(int((p != q).sum()) for p, q in zip(start.parameters(), model.parameters(), strict=True))
+    assert moved(stochastic) > 2 * moved(nearest)
+    assert all(torch.equal(p, q) for p, q in zip(stochastic.parameters(), again.parameters(), strict=True))
+    assert big
+
+
+def test_buffers_follow_their_own_dtype():
+    model = nn.Sequential(nn.Linear(7, 4), nn.BatchNorm1d(4))
+    run(steps=0, model=model, bf16={"enabled": True}, data_types={"buffer_dtype": "fp32"})
+    assert model[1].running_mean.dtype == torch.float32
+    assert model[1].weight.dtype == torch.bfloat16
+
+
+def test_fp16_and_bf16_together_are_refused():
+    with pytest.raises(ConfigError):
+        run(steps=0, fp16={"enabled": True}, bf16={"enabled": True})
