@@ -196,12 +196,22 @@ def tests_torch(session: nox.Session, torch: str) -> None:
 def lint(session: nox.Session) -> None:
     """Style, formatting, the import contracts, and the formatting of C++."""
     install(session, "ruff", "import-linter", "clang-format")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("python", "tools/check_imports.py")
+    checks = [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["python", "tools/check_imports.py"],
+    ]
     native = [str(path) for kind in ("*.h", "*.hpp", "*.c", "*.cpp") for path in ROOT.glob(f"packages/*/**/{kind}")]
     if native:
-        session.run("clang-format", "--dry-run", "-Werror", *sorted(native))
+        checks.append(["clang-format", "--dry-run", "-Werror", *sorted(native)])
+    failed = []
+    for check in checks:
+        try:
+            session.run(*check)
+        except nox.command.CommandFailed:
+            failed.append(" ".join(check[:3]))
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
 
 
 @nox.session
