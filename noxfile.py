@@ -161,6 +161,12 @@ def sources() -> list[str]:
     return [str(path / "src") for path in PACKAGES.values()]
 
 
+def native_sources() -> list[str]:
+    """C and C++ of every package, without what a build left."""
+    found = [path for kind in ("h", "hpp", "c", "cpp") for path in ROOT.glob(f"packages/*/**/*.{kind}")]
+    return sorted(str(path) for path in found if "build" not in path.relative_to(ROOT).parts)
+
+
 @contextlib.contextmanager
 def only_the_child_is_interrupted() -> Iterator[None]:
     """Leave Ctrl-C to the program that runs: it saves what it has and ends, and nox waits for it."""
@@ -201,9 +207,8 @@ def lint(session: nox.Session) -> None:
         ["ruff", "format", "--check", "."],
         ["python", "tools/check_imports.py"],
     ]
-    native = [str(path) for kind in ("*.h", "*.hpp", "*.c", "*.cpp") for path in ROOT.glob(f"packages/*/**/{kind}")]
-    if native:
-        checks.append(["clang-format", "--dry-run", "-Werror", *sorted(native)])
+    if native_sources():
+        checks.append(["clang-format", "--dry-run", "-Werror", *native_sources()])
     failed = []
     for check in checks:
         try:
