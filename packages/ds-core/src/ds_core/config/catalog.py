@@ -45,15 +45,20 @@ class Entry:
         if value is None or value == "auto":
             return not self.by_presence
         if isinstance(value, Mapping):
-            if any(_same(value.get(name), off) for name, off in self.idle_when.items()):
+            if any(name in value and _same(value[name], off) for name, off in self.idle_when.items()):
                 return True
-            return not self.by_presence and (_all_off(value) or _all_switched_off(value))
+            if not self.by_presence and (_all_off(value) or _all_switched_off(value)):
+                return True
         return value is False or value == [] or any(_same(value, off) for off in self.idle)
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equal and of one type, so that 0 is not False."""
-    return type(value) is type(other) and bool(value == other)
+    """Equal as JSON: 1e9 is 1000000000, 0 is not false; an object is also equal when it has more than `other` has."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return bool(other) and all(name in value and _same(value[name], item) for name, item in other.items())
+    if isinstance(value, bool) or isinstance(other, bool):
+        return value is other
+    return bool(value == other)
 
 
 def _all_off(value: Any) -> bool:

@@ -40,9 +40,9 @@ class OptimizerSection(Section):
     }
 
     def check(self, config: Config) -> Iterable[str]:
-        """A section has a type, and clipping is not an optimizer's argument."""
-        if self.type is None and config.is_set("optimizer"):
-            yield "optimizer.type is not set; name an optimizer, for example AdamW, or take the section out"
+        """Arguments have an optimizer, and clipping is not an optimizer's argument."""
+        if self.type is None and self.params:
+            yield "optimizer.params is set and optimizer.type is not; name an optimizer, for example AdamW"
         if "max_grad_norm" in self.params:
             yield (
                 f"optimizer.params.max_grad_norm is not an argument of the optimizer; set gradient_clipping to"
@@ -59,9 +59,9 @@ class SchedulerSection(Section):
     """Arguments of the schedule."""
 
     def check(self, config: Config) -> Iterable[str]:
-        """A section has a type."""
-        if self.type is None and config.is_set("scheduler"):
-            yield "scheduler.type is not set; name a schedule, for example WarmupLR, or take the section out"
+        """Arguments have a schedule."""
+        if self.type is None and self.params:
+            yield "scheduler.params is set and scheduler.type is not; name a schedule, for example WarmupLR"
 
 
 class CommsLoggerSection(Section):

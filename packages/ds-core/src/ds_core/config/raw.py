@@ -194,7 +194,11 @@ def _forward_top_level(tree: dict[str, Any], registry: Registry, found: Findings
             result[section] = {inner: tree[old]}
         elif inner and inner not in result[section]:
             result[section] = {**result[section], inner: tree[old]}
+        elif (result[section][inner] if inner else result[section]) == tree[old]:
+            continue
         else:
-            found.problems.append(Problem(old, f"{old} and {target} are both set and mean the same; keep {target}"))
+            found.problems.append(
+                Problem(old, f"{old} and {target} are set to different values and mean the same; keep {target}")
+            )
         found.moved[dotted(section, inner)] = old
     return result

@@ -38,7 +38,8 @@ class Refused:
 
     Args:
         reason: why, and what to do instead; completes "is not served: ...".
-        idle: values that ask for nothing and pass; null, "auto", false and empty objects always do.
+        idle: values that ask for nothing and pass, for an object the pairs that make it so; null, "auto", false, and
+            objects that are empty or hold nothing but false always do.
         keys: names inside, when it is an object.
     """
 

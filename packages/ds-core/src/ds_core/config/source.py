@@ -182,7 +182,11 @@ def _plain_int(value: int, key: str, problems: list[Problem]) -> int | None:
 
 
 def _plain_float(value: Any, key: str, problems: list[Problem]) -> float | None:
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        problems.append(Problem(key, f"{key} does not fit a 64-bit number"))
+        return None
     if not math.isnan(number):
         return number
     problems.append(Problem(key, f"{key} must be a number, got NaN"))

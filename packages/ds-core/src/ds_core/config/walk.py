@@ -151,9 +151,11 @@ def _place(data: dict[str, Any], target: str, item: Any, old: str, prefix: str, 
         child = dict(inner) if isinstance(inner, Mapping) else {}
         data[parent] = child
         data = child
+    if last in data and data[last] == item:
+        return True
     if last in data:
         found.problems.append(
-            Problem(old_key, f"{old_key} and {new_key} are both set and mean the same; keep {new_key}")
+            Problem(old_key, f"{old_key} and {new_key} are set to different values and mean the same; keep {new_key}")
         )
         return False
     data[last] = item
