@@ -110,8 +110,8 @@ def _suggest_wheel(offered: Sequence[Candidate], exists: Callable[[str], bool]) 
 
 def _is_accelerator(record: PluginRecord) -> bool:
     # Whether a plugin that offers nothing was to bring an accelerator: by its name, or by the text of its module.
-    if record.is_active or record.hidden_by:
-        return any(fault.startswith("ds_accelerators") for fault in record.faults)
+    if not record.failed_at("ds_accelerators"):
+        return False
     if RESERVED.get(record.name, "").startswith("ds-accel-") or normalize(record.dist).startswith("ds-accel-"):
         return True
-    return "def ds_accelerators" in record.source_text()
+    return record.is_active or "def ds_accelerators" in record.source_text()

@@ -28,7 +28,7 @@ def by_request(name: str, asked_by: str, manager: PluginManager) -> Candidate:
                 manager.admit(record.id)
     offered = candidates(manager)
     found = [c for c in offered if _means(name, c)]
-    broken = [r for r in manager.find(name) if r.is_problem and not r.is_active and not r.hidden_by]
+    broken = [r for r in manager.find(name) if r.failed_at("ds_accelerators")]
     if len(found) + len(broken) > 1:
         raise _conflict(name, [c.record for c in found] + broken, asked_by)
     if broken:

@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from ds_core import hooks as hook_specs
-from ds_core.errors import DsError, PluginConflictError, PluginError, UnknownPluginError, did_you_mean
+from ds_core.errors import DsError, PluginConflictError, PluginError, UnknownPluginError, did_you_mean, nearest
 from ds_core.plugins import loader
 from ds_core.plugins.records import PluginRecord, PluginState
 from ds_core.plugins.requirements import installed_version
@@ -233,9 +233,11 @@ class PluginManager:
         what = hook.removeprefix("ds_").rstrip("s").replace("_", " ")
         if not found:
             known = sorted({getattr(p.item, attribute) for p in offered if _serves(p.item, device_type)})
+            close = nearest(own.casefold(), [each.casefold() for each in known])
+            near = next((f" Did you mean {each!r}?" for each in known if each.casefold() == close), "")
             on = f" for device {device_type!r}" if device_type else ""
             raise UnknownPluginError(
-                f"no installed wheel offers {what} {name!r}{on}.{did_you_mean(name, known)} "
+                f"no installed wheel offers {what} {name!r}{on}.{near} "
                 f"Known: {', '.join(known) or 'none'}.{self.hint(name)}"
             )
         best = max(getattr(p.item, "priority", 0) for p in found)

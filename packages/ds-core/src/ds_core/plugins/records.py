@@ -106,6 +106,12 @@ class PluginRecord:
         """True when its hooks take part."""
         return self.state in _ACTIVE
 
+    def failed_at(self, hook: str) -> bool:
+        """True when it can offer nothing through `hook` because it was not loaded, or because that hook failed."""
+        if self.is_active:
+            return any(fault.startswith(hook) for fault in self.faults)
+        return self.is_problem and not self.hidden_by
+
     @property
     def wheel(self) -> str:
         """``"ds-accel-foo 0.9"``, for messages."""

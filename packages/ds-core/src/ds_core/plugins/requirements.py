@@ -35,9 +35,10 @@ def _plainly_met(requirement: str, version: str) -> bool:
         return False
     have = [int(part) for part in release[1].split(".")]
     want = [int(part) for part in shape["spec"].split(".")]
+    have += [0] * (len(want) - len(have))
     if shape["op"] == "~=" and (len(want) < 2 or have[: len(want) - 1] != want[:-1]):
         return False
-    return have + [0] * (len(want) - len(have)) >= want
+    return have >= want
 
 
 def unmet_requirement(
