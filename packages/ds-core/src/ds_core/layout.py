@@ -7,6 +7,10 @@ Note [Buckets end at parameters]
     A bucket holds whole parameters and is padded to ``shards x alignment`` elements, so a bucket is ready when its
     parameters are, and every shard of it starts on an aligned address. A parameter larger than the limit is a bucket
     of its own.
+
+Note [Parameters start aligned]
+    Matrix kernels may add in another order when an operand is not aligned, so a parameter inside a flat buffer starts
+    where an allocator could have put it. The few elements skipped are zero, in parameters and in gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from ds_core.errors import ConfigError
 __all__ = ["ALIGNMENT_NUMEL", "Bucket", "FlatLayout", "Range", "Slot", "intersect", "plan_layout"]
 
 ALIGNMENT_NUMEL = 32
-"""Elements a shard's start is aligned to: 64 bytes of a two-byte type, 128 of a four-byte one."""
+"""Elements a parameter's and a shard's start is aligned to: 64 bytes of a two-byte type, 128 of a four-byte one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ def plan_layout(
         parameters: (name, shape) in the order they lie in the buffer.
         shards: ranks each bucket divides over.
         bucket_numel: elements after which a bucket is closed.
-        alignment_numel: every shard of every bucket starts at a multiple of this many elements from its bucket.
+        alignment_numel: every parameter, and every shard of a bucket, starts at a multiple of this many elements.
 
     Returns:
         A layout whose buckets cover it without holes; padding only at the end of a bucket.
@@ -143,10 +147,12 @@ def plan_layout(
         nonlocal bucket_start, cursor
         stop = bucket_start + math.ceil((cursor - bucket_start) / unit) * unit
         if stop > bucket_start:
-            buckets.append(Bucket(bucket_start, stop, padding=stop - cursor))
+            held = sum(slot.numel for slot in slots if slot.start >= bucket_start)
+            buckets.append(Bucket(bucket_start, stop, padding=stop - bucket_start - held))
         bucket_start = cursor = stop
 
     for name, shape in parameters:
+        cursor = math.ceil(cursor / alignment_numel) * alignment_numel
         slot = Slot(name, tuple(shape), cursor)
         if cursor > bucket_start and slot.stop - bucket_start > bucket_numel:
             close()

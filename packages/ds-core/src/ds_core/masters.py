@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ds_core.layout import Range, Slot
+from ds_core.layout import ALIGNMENT_NUMEL, Range, Slot
 from ds_core.space import FlatGroup, UpdateSpace
 
 __all__ = ["MasterPiece", "Run", "flat_pieces", "parameter_pieces"]
@@ -57,12 +57,15 @@ class MasterPiece:
             yield index, self.flat.layout.slots[index], part
 
     def runs(self, steps: Sequence[int], used: Sequence[bool]) -> list[Run]:
-        """The piece cut where a parameter is unused or counts another step; neighbours with one count are joined."""
+        """The piece cut where a parameter is unused or counts another step; neighbours with one count are joined.
+
+        The padding between neighbours is zero and stays zero under an update."""
         runs: list[Run] = []
         for index, _, part in self.fragments():
             if not used[index]:
                 continue
-            if runs and runs[-1].stop == part.start and runs[-1].step == steps[index]:
+            is_next = bool(runs) and part.start - runs[-1].stop < ALIGNMENT_NUMEL
+            if is_next and runs[-1].step == steps[index]:
                 runs[-1] = Run(runs[-1].start, part.stop, steps[index])
             else:
                 runs.append(Run(part.start, part.stop, steps[index]))

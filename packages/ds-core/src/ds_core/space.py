@@ -49,8 +49,8 @@ class SpacePolicy(NamedTuple):
         bucket_numel: elements per collective.
         grad_dtype: dtype gradients accumulate in; None keeps the parameter's.
         mean: average over ranks (else sum).
-        prescale: divide by `predivide` before the reduction rather than after it.
-        predivide: the divisor of `prescale`.
+        prescale: divide by the number of ranks before the reduction rather than after it.
+        predivide: divide by this before the reduction, and by the rest after it.
     """
 
     bucket_numel: int = 500_000_000
@@ -190,12 +190,12 @@ class UpdateSpace:
         Returns:
             The factor a reduced element must still be multiplied by to be the mean (or sum) over ranks.
         """
-        policy, factor = self.policy, 1.0
-        before = 1.0 / policy.predivide if policy.prescale else 1.0
-        if policy.mean:
-            factor = (policy.predivide if policy.prescale else 1.0) / self.ranks
-        elif policy.prescale:
-            factor = policy.predivide
+        policy = self.policy
+        before, factor = 1.0 / policy.predivide, policy.predivide
+        if policy.mean and policy.prescale:
+            before, factor = 1.0 / self.ranks, 1.0
+        elif policy.mean:
+            factor = policy.predivide / self.ranks
         for flat in self.flats:
             flat.clear_unused(flat.has_gradient())
             if before != 1.0:

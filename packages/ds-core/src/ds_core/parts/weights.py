@@ -86,6 +86,7 @@ class Weights(Part):
         assert self._module is not None
         tensors = dict(self._module.named_parameters()) | _untrained(self._module, self._space)
         known = set(reader.keys())
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
         missing = [name for name in tensors if f"model/{name}" not in known]
         if missing and not reader.strict:
             logger.warning("%d tensors are not in the checkpoint and keep their values, first %r", len(missing), missing[0])
