@@ -51,7 +51,8 @@ def one_of(names: Iterable[str]) -> str:
 def unknown_key(prefix: str, name: str, known: Iterable[str], *, value: Any = _UNSAID, hint: str = "") -> Problem:
     """The finding that `name`, written with `value`, is no key of the section `prefix` (the top level when empty)."""
     names = sorted(known)
-    key = dotted(prefix, name[:_SHOWN_CHARS])
+    plain = name and name.strip() == name and len(name) <= _SHOWN_CHARS
+    key = dotted(prefix, name if plain else show(name))
     given = "" if value is _UNSAID else f" (its value: {show(value, key)})"
     message = f"{key} is not a known key{given}.{did_you_mean(name, names)}"
     if hint:
@@ -69,12 +70,17 @@ def raise_problems(problems: Sequence[Problem], label: str) -> None:
     """
     if not problems:
         return
-    messages = list(dict.fromkeys(problem.message for problem in problems))
+    messages = list(dict.fromkeys(_one_line(problem.message) for problem in problems))
     kinds = {problem.error for problem in problems}
     error = kinds.pop() if len(kinds) == 1 else ConfigError
     if len(messages) > 1:
         messages.append(f"({len(messages)} problems in {label})")
     raise error("\n".join(messages))
+
+
+def _one_line(message: str) -> str:
+    """`message` with what does not print escaped; a key can hold a line end."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
 
 
 def translate(error: ValidationError, prefix: str, data: Any) -> list[Problem]:
