@@ -1,0 +1,113 @@
+"""The contract of a launcher: turn a `LaunchSpec` into a command, run it, and end it cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import ClassVar
+
+from ds_core.errors import LaunchError
+from ds_core.launch.outcome import RanksFailedError, explain_exit, read_failures
+from ds_core.launch.spec import LaunchSpec
+
+__all__ = ["REPORT_VARIABLE", "Launcher"]
+
+REPORT_VARIABLE = "DS_LAUNCH_REPORT"
+"""Names the file in which the agent leaves the ranks' failures for `Launcher.run`."""
+
+
+class Launcher(ABC):
+    """Starts the ranks of one job. A launcher for several machines implements `command` and `environment`."""
+
+    name: ClassVar[str] = ""
+
+    def check(self, spec: LaunchSpec) -> None:
+        """Raise `LaunchError` when this launcher cannot serve the job, before anything starts."""
+        spec.validate()
+
+    def nproc(self, spec: LaunchSpec) -> int:
+        """Ranks on each machine; as many as the accelerator has devices here when the job does not say."""
+        if spec.nproc is not None:
+            return spec.nproc
+        from ds_core.accelerator import select
+
+        return max(1, select().device_count())
+
+    @abstractmethod
+    def command(self, spec: LaunchSpec) -> list[str]:
+        """The command that starts the ranks and ends when they do."""
+
+    @abstractmethod
+    def environment(self, spec: LaunchSpec, environ: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of the command, made from `environ`."""
+
+    def run(self, spec: LaunchSpec) -> None:
+        """Start the ranks and wait for them. SIGINT and SIGTERM are passed on; a second one ends the ranks at once.
+
+        Raises:
+            RanksFailedError: a rank failed, or the job was interrupted; it has the exit code.
+            LaunchError: the job could not be started.
+        """
+        self.check(spec)
+        with tempfile.TemporaryDirectory(prefix="ds-run-") as folder:
+            report = Path(folder) / "failures.json"
+            environ = self.environment(spec, os.environ)
+            environ[REPORT_VARIABLE] = str(report)
+            environ.setdefault("DS_LAUNCH_SCRATCH", folder)
+            code, received = _supervise(self.command(spec), environ)
+            failures = read_failures(report)
+        if received is not None:
+            name = signal.Signals(received).name
+            raise RanksFailedError(f"stopped by {name}; the ranks have ended", 128 + received, failures)
+        if failures:
+            hint = "only on the console; --log-dir DIR keeps a file for each rank"
+            raise RanksFailedError.of(failures, self.nproc(spec) * spec.nnodes, hint)
+        if code:
+            status = code if code > 0 else 128 - code
+            raise RanksFailedError(f"the launcher's agent {explain_exit(code)}; its message is above", status)
+
+
+def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int | None]:
+    """Run the command in a session of its own; its exit code, and the signal this process received meanwhile."""
+    try:
+        # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, and not from both sides.
+        process = subprocess.Popen(list(command), env=dict(environ), start_new_session=True)
+    except OSError as error:
+        raise LaunchError(f"cannot start {command[0]}: {error}") from error
+    received: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if process.poll() is None:
+            if len(received) == 1:
+                sys.stderr.write(f"ds run: {signal.Signals(number).name}: waiting for the ranks to end\n")
+                process.send_signal(number)
+            else:
+                process.kill()  # the ranks notice that their parent is gone and end within a second
+
+    with _handling(forward):
+        code = process.wait()
+    return code, received[0] if received else None
+
+
+@contextmanager
+def _handling(handler: signal.Handlers | object) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,75 @@
+"""The launcher for this machine (and for one machine of several, started by hand on each): a torchrun call."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+from ds_core.launch.base import Launcher
+from ds_core.launch.spec import LaunchSpec
+
+__all__ = ["LocalLauncher", "available_cores"]
+
+
+class LocalLauncher(Launcher):
+    """torchrun's agent in a process of its own, meeting on loopback when there is one machine."""
+
+    name: ClassVar[str] = "local"
+
+    def command(self, spec: LaunchSpec) -> list[str]:
+        """``python -m ds_core.launch.agent`` with torchrun's own flags, then the script under `ds_core.launch.rank`."""
+        nproc = self.nproc(spec)
+        words = [sys.executable, "-m", "ds_core.launch.agent", f"--nproc-per-node={nproc}", f"--nnodes={spec.nnodes}"]
+        if spec.nnodes == 1:
+            words += ["--rdzv-backend=ds-loopback", f"--rdzv-endpoint=127.0.0.1:{spec.master_port}"]
+        else:
+            words += [
+                "--rdzv-backend=static",
+                f"--node-rank={spec.node_rank}",
+                f"--master-addr={spec.master_addr}",
+                f"--master-port={spec.master_port}",
+            ]
+        words += [f"--rdzv-id=ds-{os.getpid()}-{time.time_ns()}", f"--max-restarts={spec.max_restarts}"]
+        if spec.log_dir is not None:
+            words += [f"--log-dir={spec.log_dir}", "--tee=3"]
+        if spec.no_python:
+            return [*words, "--no-python", "--", spec.script, *spec.arguments]
+        words += ["--module", "--", "ds_core.launch.rank"]
+        if spec.bind_cores:
+            words.append("--bind-cores")
+        if spec.module:
+            words.append("--module")
+        return [*words, spec.script, *spec.arguments]
+
+    def environment(self, spec: LaunchSpec, environ: Mapping[str, str]) -> dict[str, str]:
+        """The caller's variables, the job's, and a share of the cores for each rank's threads when none was chosen."""
+        made = {**environ, **spec.env}
+        # A rank that runs inside another job's rank must not take its place for its own.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
+            made.pop(name, None)
+        nproc, cores = self.nproc(spec), available_cores()
+        if "OMP_NUM_THREADS" not in made:
+            made["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
+            if nproc > 1:
+                sys.stderr.write(
+                    f"ds run: OMP_NUM_THREADS={made['OMP_NUM_THREADS']} ({cores} cores for {nproc} ranks); "
+                    "set it yourself to choose\n"
+                )
+        if spec.nnodes == 1 and sys.platform.startswith("linux"):
+            made.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        made["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(spec.grace_s)
+        made.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
+        made.setdefault("TMPDIR", tempfile.gettempdir())
+        return made
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

@@ -1,0 +1,101 @@
+"""What runs in each rank's process: pins cores, runs the script as ``__main__``, and leaves word of why it failed.
+
+Started by the agent as ``python -m ds_core.launch.rank [--bind-cores] [--module] SCRIPT ARGS...``. Imports nothing
+heavy, so that the script decides when torch is imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+import types
+from pathlib import Path
+from types import TracebackType
+
+from ds_core.launch.orphan import end_with_parent
+
+__all__ = ["main", "share_of_cores"]
+
+
+def main(words: list[str]) -> None:
+    """Run the script as Python itself would, with its error written for the agent."""
+    flags = []
+    while words and words[0] in ("--bind-cores", "--module"):
+        flags.append(words.pop(0))
+    end_with_parent()
+    if "--bind-cores" in flags:
+        cores = share_of_cores(
+            sorted(os.sched_getaffinity(0)), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        )
+        os.sched_setaffinity(0, cores)
+    target = words[0]
+    sys.argv = list(words)
+    try:
+        if "--module" in flags:  # the working directory is on the path already: this process is `python -m` itself
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            _run_file(target)
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            _leave_word(f"the script called sys.exit({stop.code!r})", "")
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process: told to the agent, then as Python would
+        own = _without_our_frames(error.__traceback__)
+        error = error.with_traceback(own)
+        last = traceback.format_exception_only(type(error), error)[-1].strip()
+        _leave_word(last, "".join(traceback.format_exception(type(error), error, own)))
+        sys.excepthook(type(error), error, own)
+        sys.exit(1)
+
+
+def share_of_cores(cores: list[int], local_rank: int, local_world: int) -> list[int]:
+    """The cores of one rank: equal consecutive shares, the first ones a core larger; shared when there are too few."""
+    if len(cores) < local_world:
+        return [cores[local_rank % len(cores)]]
+    size, extra = divmod(len(cores), local_world)
+    start = local_rank * size + min(local_rank, extra)
+    return cores[start : start + size + (local_rank < extra)]
+
+
+def _run_file(script: str) -> None:
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=script, __builtins__=builtins, __spec__=None, __cached__=None)
+    sys.modules["__main__"] = module
+    sys.path[0] = str(Path(script).resolve().parent)  # in place of the working directory, as for `python SCRIPT`
+    with io.open_code(str(Path(script).resolve())) as file:
+        code = compile(file.read(), script, "exec")
+    exec(code, module.__dict__)
+
+
+def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
+    here = trace
+    while here is not None and here.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>", runpy.__file__):
+        here = here.tb_next
+    return here if here is not None else trace
+
+
+def _leave_word(error: str, trace: str) -> None:
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    now_s = time.time()
+    info = {"py_callstack": trace, "timestamp": str(int(now_s)), "time_s": repr(now_s)}
+    try:
+        Path(path).write_text(json.dumps({"message": {"message": error, "extraInfo": info}}), encoding="utf-8")
+    except OSError as problem:
+        sys.stderr.write(f"ds run: cannot write {path}: {problem}\n")
+
+
+if __name__ == "__main__":
+    # The script becomes `__main__`, so this file's own name for itself must not depend on it.
+    from ds_core.launch.rank import main as run
+
+    run(sys.argv[1:])
