@@ -11,7 +11,10 @@ from ds_core.config import Config, Facts, Origin, load, resolve
 from ds_core.errors import ConfigError, MissingWheelError
 
 
-def resolved(facts: Facts = Facts(1, 1), **values: Any) -> Config:
+ONE_RANK = Facts(1, 1)
+
+
+def resolved(facts: Facts = ONE_RANK, **values: Any) -> Config:
     values.setdefault("train_batch_size", 8)
     return resolve(load(values, sections=()), facts)
 
@@ -146,7 +149,7 @@ def test_is_set_knows_what_was_written() -> None:
     assert not config.is_set("bf16")
     assert config.is_set("train_batch_size")
     assert not config.is_set("gradient_accumulation_steps")
-    with pytest.raises(ConfigError, match="Did you mean 'optimizer.type'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'optimizer\.type'"):
         config.origin("optimizer.typ")
 
 

@@ -80,7 +80,10 @@ def _fake_wheel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 SECTION = ConfigSection("feature", "fake_wheel_config:Feature", legacy_keys={"feature_target": "feature.target"})
 
 
-def feature(value: Any, facts: Facts = Facts(1, 1), **others: Any) -> tuple[Feature, Config]:
+ONE_RANK = Facts(1, 1)
+
+
+def feature(value: Any, facts: Facts = ONE_RANK, **others: Any) -> tuple[Feature, Config]:
     raw = load({"train_batch_size": 1, "feature": value, **others}, sections=[Claim(SECTION, "ds-feature", "1.0")])
     config = resolve(raw, facts)
     section = config["feature"]
@@ -232,7 +235,7 @@ def test_a_broken_section_matters_only_when_it_is_written(caplog: pytest.LogCapt
     assert "config section broken is left out" in caplog.text
     assert "broken" not in config
     plain = Claim(ConfigSection("plain", "fake_wheel_config:Plain"), "ds-plain")
-    with pytest.raises(PluginError, match="must be a subclass of ds_core.config.Section"):
+    with pytest.raises(PluginError, match=r"must be a subclass of ds_core\.config\.Section"):
         load({"plain": {}}, sections=[plain])
 
 

@@ -163,6 +163,14 @@ def test_the_callers_dict_is_copied() -> None:
     assert config["optimizer"].params == {"lr": 0.1}
 
 
+@pytest.mark.parametrize(("name", "shown"), [("a\nb", "a\\nb"), ("", '""'), (" x", '" x"'), ("k" * 99, '"kkk')])
+def test_strange_names_keep_a_message_on_one_line(name: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({name: 1}, sections=())
+    assert str(caught.value).startswith(shown)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_old_keys_are_forwarded_with_one_warning_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         config = resolve(load({"train_batch_size": 8, "bfloat16": {"enabled": True}}, sections=()), Facts(1, 1))
