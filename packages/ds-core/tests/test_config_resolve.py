@@ -10,7 +10,6 @@ import pytest
 from ds_core.config import Config, Facts, Origin, load, resolve
 from ds_core.errors import ConfigError, MissingWheelError
 
-
 ONE_RANK = Facts(1, 1)
 
 
