@@ -13,7 +13,6 @@ from ds_core.errors import ConfigError, PluginConflictError, PluginError, Unknow
 from ds_core.hooks import AcceleratorEntry, Availability, MonitorEntry, OptimizerEntry, TransformEntry, hookimpl
 from ds_core.part import Part
 from ds_core.plugins import Candidate, PluginManager, PluginState, load_ref
-from ds_core.plugins.process import _Process
 
 
 def module(name: str, **hooks: Callable[..., Any]) -> types.ModuleType:
@@ -249,8 +248,9 @@ def test_a_module_added_later_is_asked_too() -> None:
     assert len(manager.collect("ds_optimizers")) == 2
 
 
-def test_a_fresh_process_has_no_manager() -> None:
-    assert _Process().manager is None
+def test_install_order_does_not_order_the_records() -> None:
+    found = [Candidate(wheel, "1", "x", "no_such_module") for wheel in ("c", "a", "b")]
+    assert [record.id for record in PluginManager(found, {}).records] == ["a:x", "b:x", "c:x"]
 
 
 # ---- references
