@@ -19,6 +19,7 @@ from ds_core.optimizer_handle import OptimizerHandle
 from ds_core.part import Part, order_parts
 from ds_core.parameters import check_model, optimizer_groups
 from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
+from ds_core.parts.loss_scale import StaticLossScaler
 from ds_core.runner import PlainRunner, Runner
 from ds_core.space import NamedParameter, SpacePolicy, UpdateSpace
 from ds_core.transforms import apply_transforms
@@ -26,6 +27,8 @@ from ds_core.transforms import apply_transforms
 if TYPE_CHECKING:
     from ds_core.accelerator import Accelerator
     from ds_core.data import DistributedLoader
+    from ds_core.monitors import MonitorMaster
+    from ds_core.parts.clock import Stopwatch
 
 __all__ = ["Build", "Request", "build_engine"]
 
@@ -59,6 +62,9 @@ class Build:
         reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
         space: where updates happen; a part before ``weights`` may set a sharded one.
         space_policy: how the space stores and reduces gradients; the same part may change it.
+        scaler: the loss scaler.
+        stopwatch: times the phases of a step, where that was asked for.
+        monitor: where metrics go.
     """
 
     config: Config
@@ -77,6 +83,9 @@ class Build:
     grad_dtype: torch.dtype | None = None
     reduce_dtypes: dict[torch.nn.Parameter, torch.dtype] = field(default_factory=dict)
     space: UpdateSpace | None = None
+    stopwatch: Stopwatch | None = None
+    monitor: MonitorMaster | None = None
+    scaler: StaticLossScaler = field(default_factory=StaticLossScaler)
     runner: Runner = field(default_factory=PlainRunner)
     training_data: Any = None
     collate_fn: Callable[[list[Any]], Any] | None = None
@@ -92,6 +101,11 @@ class Build:
             for parameter in group["params"]
             if parameter.requires_grad
         ]
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor losses are multiplied by just now."""
+        return self.scaler.scale
 
     def space_arguments(self) -> dict[str, Any]:
         """Keyword arguments every `UpdateSpace` takes."""

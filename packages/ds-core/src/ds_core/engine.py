@@ -44,6 +44,7 @@ class Engine(EngineApi):
         self.device: torch.device = build.device
         self.parts: list[Part] = parts
         self.runner = build.runner
+        self.monitor = build.monitor
         self.optimizer = build.optimizer_handle(parts)
         self.lr_scheduler = build.lr_scheduler
         self.training_dataloader: DistributedLoader | None = build.loader

@@ -123,8 +123,8 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         return DistributedLoader(
             dataset,
             batch_size=batch_size or self.train_micro_batch_size_per_gpu(),
-            data_parallel_rank=self.mesh.rank("data"),
-            data_parallel_size=self.mesh.size("data"),
+            rank=self.mesh.rank("data"),
+            ranks=self.mesh.size("data"),
             data_sampler=data_sampler,
             collate_fn=collate_fn,
             num_local_io_workers=num_local_io_workers,

@@ -23,7 +23,9 @@ from ds_core.checkpoint.files import (
     to_json,
     write_durably,
 )
+from ds_core.checkpoint.load import latest_tag
 from ds_core.checkpoint.together import together
+from ds_core.errors import CheckpointError
 from ds_core.state import Fragment, StatePlan
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ def save(
     """
     root = Path(directory)
     tag = check_tag(tag or f"global_step{engine.global_steps}")
+    policy = engine.config["checkpoint"]
+    to_json(client_state, "client_state")
+    _check_same_tag(tag, policy.tag_validation)
     rank, final, work = comm.get_rank(), root / tag, root / f".{tag}.writing"
     header = {
         "format": FORMAT,
@@ -69,9 +74,34 @@ def save(
     together("prepare the folder", final, lambda: _fresh(work) if rank == 0 else None)
     together("write its share", final, lambda: _write_share(work, rank, _collect(engine, exclude_frozen)))
     together("commit", final, lambda: _commit(root, work, final, header, save_latest) if rank == 0 else None)
+    if rank == 0 and policy.keep_last is not None:
+        prune(root, policy.keep_last)
     if rank == 0:
         logger.info("checkpoint %s written", final)
     return True
+
+
+def _check_same_tag(tag: str, policy: str) -> None:
+    if policy == "Ignore":
+        return
+    tags = comm.gather_json(tag)
+    if len(set(tags)) > 1:
+        listed = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(tags))
+        message = f"ranks save under different tags ({listed}); pass the same tag on all ranks"
+        if policy == "Fail":
+            raise CheckpointError(f"{message}, or set checkpoint.tag_validation to Warn")
+        logger.warning("%s; the first rank's is used", message)
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Deletes all but the newest `keep` complete checkpoints of `root`, never the one ``latest`` names."""
+    complete = [path for path in root.iterdir() if not path.name.startswith(".") and (path / MANIFEST).is_file()]
+    complete.sort(key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
+    latest = latest_tag(root)
+    doomed = [path for path in complete[:-keep] if path.name != latest]
+    for path in doomed:
+        shutil.rmtree(path)
+    return doomed
 
 
 def _collect(engine: Engine, exclude_frozen: bool) -> StatePlan:
@@ -109,7 +139,7 @@ def _describe(fragment: Fragment) -> list[Any]:
 
 def _commit(root: Path, work: Path, final: Path, header: dict[str, Any], save_latest: bool) -> None:
     files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-    write_durably(work / MANIFEST, to_json({**header, "files": files}, "client_state"))
+    write_durably(work / MANIFEST, to_json({**header, "files": files}, "manifest"))
     replaced = root / f".{final.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():

@@ -1,7 +1,8 @@
-"""The parts every engine has: precision, update space, loss scale, accumulation, clipping, optimizer, schedule."""
+"""The parts every engine has: clock, precision, update space, loss scale, accumulation, clipping, optimizer, schedule."""
 
 from ds_core.part import Part
 from ds_core.parts.accumulation import Accumulation
+from ds_core.parts.clock import Clock
 from ds_core.parts.gradient_norm import GradientNorm
 from ds_core.parts.loss_scale import LossScale
 from ds_core.parts.optimizer import OptimizerStep
@@ -14,6 +15,7 @@ from ds_core.parts.weights import Weights
 
 __all__ = [
     "Accumulation",
+    "Clock",
     "GradientNorm",
     "LossScale",
     "OptimizerStep",
@@ -30,6 +32,7 @@ __all__ = [
 def core_parts() -> list[Part]:
     """One of each, unprepared; their declared order decides who comes when."""
     return [
+        Clock(),
         Precision(),
         Weights(),
         Accumulation(),

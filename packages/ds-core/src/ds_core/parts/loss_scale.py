@@ -129,6 +129,7 @@ class LossScale(Part):
                 consecutive_hysteresis=fp16.consecutive_hysteresis,
                 minimum=fp16.min_loss_scale,
             )
+        build.scaler = self.scaler
 
     def loss_factor(self) -> float:
         """The current scale."""

@@ -40,8 +40,8 @@ class Position(Part):
         self.loader = build.loader = DistributedLoader(
             build.training_data,
             batch_size=build.config.batch.micro_batch_size,
-            data_parallel_rank=build.mesh.rank("data"),
-            data_parallel_size=build.mesh.size("data"),
+            rank=build.mesh.rank("data"),
+            ranks=build.mesh.size("data"),
             collate_fn=build.collate_fn,
             drop_last=training.dataloader_drop_last,
             seed=training.seed or 0,
