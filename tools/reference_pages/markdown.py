@@ -55,7 +55,8 @@ def prose(text: str) -> str:
         else:
             in_block = in_block and not line.strip()
             out.append(line)
-    return re.sub(r"``([^`]+)``", r"`\1`", "\n".join(out)).strip()
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(out))
+    return re.sub(r"``([^`]+)``", r"`\1`", text).strip()
 
 
 def attribute_docs(owner: type) -> dict[str, str]:
