@@ -145,6 +145,121 @@ class SumOfSquares : public Kernel {
   }
 };
 
+class RmsNormForward : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address x, Address weight, Address y, Address rstd, int64_t rows, int64_t columns, int32_t dtype,
+                  int32_t weight_dtype, double eps, int32_t threads) const {
+    auto a = sized<ds_rms_norm_forward_args>();
+    a.dtype = dtype;
+    a.weight_dtype = weight_dtype;
+    a.eps = static_cast<float>(eps);
+    a.rows = rows;
+    a.columns = columns;
+    a.x = pointer<const void>(x);
+    a.weight = pointer<const void>(weight);
+    a.y = pointer<void>(y);
+    a.rstd = pointer<float>(rstd);
+    run(a, threads);
+  }
+};
+
+class RmsNormBackward : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address dy, Address x, Address weight, Address rstd, Address dx, Address dweight, int64_t rows,
+                  int64_t columns, int32_t dtype, int32_t weight_dtype, int32_t threads) const {
+    auto a = sized<ds_rms_norm_backward_args>();
+    a.dtype = dtype;
+    a.weight_dtype = weight_dtype;
+    a.rows = rows;
+    a.columns = columns;
+    a.dy = pointer<const void>(dy);
+    a.x = pointer<const void>(x);
+    a.weight = pointer<const void>(weight);
+    a.rstd = pointer<const float>(rstd);
+    a.dx = pointer<void>(dx);
+    a.dweight = pointer<void>(dweight);
+    run(a, threads);
+  }
+};
+
+class LayerNormForward : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address x, Address weight, Address bias, Address y, Address mean, Address rstd, int64_t rows,
+                  int64_t columns, int32_t dtype, int32_t weight_dtype, double eps, int32_t threads) const {
+    auto a = sized<ds_layer_norm_forward_args>();
+    a.dtype = dtype;
+    a.weight_dtype = weight_dtype;
+    a.eps = static_cast<float>(eps);
+    a.rows = rows;
+    a.columns = columns;
+    a.x = pointer<const void>(x);
+    a.weight = pointer<const void>(weight);
+    a.bias = pointer<const void>(bias);
+    a.y = pointer<void>(y);
+    a.mean = pointer<float>(mean);
+    a.rstd = pointer<float>(rstd);
+    run(a, threads);
+  }
+};
+
+class LayerNormBackward : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address dy, Address x, Address weight, Address mean, Address rstd, Address dx, Address dweight,
+                  Address dbias, int64_t rows, int64_t columns, int32_t dtype, int32_t weight_dtype,
+                  int32_t threads) const {
+    auto a = sized<ds_layer_norm_backward_args>();
+    a.dtype = dtype;
+    a.weight_dtype = weight_dtype;
+    a.rows = rows;
+    a.columns = columns;
+    a.dy = pointer<const void>(dy);
+    a.x = pointer<const void>(x);
+    a.weight = pointer<const void>(weight);
+    a.mean = pointer<const float>(mean);
+    a.rstd = pointer<const float>(rstd);
+    a.dx = pointer<void>(dx);
+    a.dweight = pointer<void>(dweight);
+    a.dbias = pointer<void>(dbias);
+    run(a, threads);
+  }
+};
+
+class QuantizeInt8 : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address x, Address q, Address scales, int64_t numel, int64_t group_size, int32_t dtype,
+                  int32_t threads) const {
+    auto a = sized<ds_quantize_int8_args>();
+    a.dtype = dtype;
+    a.numel = numel;
+    a.group_size = group_size;
+    a.x = pointer<const void>(x);
+    a.q = pointer<int8_t>(q);
+    a.scales = pointer<float>(scales);
+    run(a, threads);
+  }
+};
+
+class DequantizeInt8 : public Kernel {
+ public:
+  using Kernel::Kernel;
+  void operator()(Address q, Address scales, Address x, int64_t numel, int64_t group_size, int32_t dtype,
+                  int32_t threads) const {
+    auto a = sized<ds_dequantize_int8_args>();
+    a.dtype = dtype;
+    a.numel = numel;
+    a.group_size = group_size;
+    a.q = pointer<const int8_t>(q);
+    a.scales = pointer<const float>(scales);
+    a.x = pointer<void>(x);
+    run(a, threads);
+  }
+};
+
 template <typename Op>
 void bind(py::module_& module, const char* name) {
   py::class_<Op>(module, name)
@@ -166,4 +281,10 @@ PYBIND11_MODULE(_binding, module) {
   module.def("worker_count", &dsk::worker_count, "Threads the pool has started in this process.");
   bind<Adam>(module, "Adam");
   bind<SumOfSquares>(module, "SumOfSquares");
+  bind<RmsNormForward>(module, "RmsNormForward");
+  bind<RmsNormBackward>(module, "RmsNormBackward");
+  bind<LayerNormForward>(module, "LayerNormForward");
+  bind<LayerNormBackward>(module, "LayerNormBackward");
+  bind<QuantizeInt8>(module, "QuantizeInt8");
+  bind<DequantizeInt8>(module, "DequantizeInt8");
 }

@@ -92,9 +92,7 @@ Level level(const char* name, int number) {
 
 #if defined(__x86_64__)
 
-std::vector<Level> levels() {
-  return {level("x86_64_v4", 4), level("x86_64_v3", 3), level("x86_64_v2", 2)};
-}
+std::vector<Level> levels() { return {level("x86_64_v4", 4), level("x86_64_v3", 3), level("x86_64_v2", 2)}; }
 
 std::vector<std::string> features() {
   std::vector<std::string> names;

@@ -6,9 +6,8 @@
 namespace dsk {
 namespace {
 
-constexpr int64_t kTask = 64 * kBlock;           // elements of a task
-constexpr int64_t kStreamBytes = 8ll << 20;      // a copy larger than this is not worth caching
-constexpr int64_t kPrefetchBytes = 4096;         // distance of the next block of each stream
+constexpr int64_t kTask = 64 * kBlock;       // elements of a task
+constexpr int64_t kStreamBytes = 8ll << 20;  // a copy larger than this is not worth caching
 
 struct Scalars {
   float factor;
@@ -51,10 +50,6 @@ Update choose_update(const ds_adam_args& a) {
   const bool small = a.lerp_weight < 0.5f && a.lerp_weight > -0.5f;
   if (small) return a.adamw ? update<true, true> : update<true, false>;
   return a.adamw ? update<false, true> : update<false, false>;
-}
-
-DSK_INLINE void prefetch(const char* address) {
-  for (int64_t line = 0; line < kPrefetchBytes; line += 64) __builtin_prefetch(address + line, 0, 2);
 }
 
 struct Job {
@@ -113,16 +108,7 @@ void run_block(const Job& job, int64_t first, int64_t n) {
 void run_task(const Job& job, int64_t task) {
   const ds_adam_args& a = job.a;
   const int64_t end = min64(a.numel, (task + 1) * kTask);
-  for (int64_t first = task * kTask; first < end; first += kBlock) {
-    const int64_t next = first + kBlock;
-    if (next + kBlock <= a.numel) {
-      prefetch(at(a.param, next, element_bytes(a.param_dtype)));
-      prefetch(at(a.grad, next, element_bytes(a.grad_dtype)));
-      prefetch(at(a.exp_avg, next, element_bytes(a.state_dtype)));
-      prefetch(at(a.exp_avg_sq, next, element_bytes(a.state_dtype)));
-    }
-    run_block(job, first, min64(kBlock, end - first));
-  }
+  for (int64_t first = task * kTask; first < end; first += kBlock) run_block(job, first, min64(kBlock, end - first));
   if (job.stream_copy) stream_fence();
 }
 

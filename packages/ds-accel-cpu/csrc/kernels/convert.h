@@ -111,8 +111,8 @@ DSK_INLINE uint16_t f16_of(float x, uint32_t random) {
   const uint32_t low = random & 0x1fffu;
   const uint32_t normal = (magnitude + 0xc8000000u + low) >> 13;
   const bool small = magnitude < 0x38800000u;
-  const float steps = (small ? float_of(magnitude) : 0.0f) * 0x1p24f +
-                      static_cast<float>(static_cast<int32_t>(low)) * 0x1p-13f;
+  const float steps =
+      (small ? float_of(magnitude) : 0.0f) * 0x1p24f + static_cast<float>(static_cast<int32_t>(low)) * 0x1p-13f;
   const uint32_t subnormal = static_cast<uint32_t>(static_cast<int32_t>(steps));
   uint32_t result = small ? subnormal : normal;
   result = magnitude < 0x7f800000u && result > 0x7c00u ? 0x7c00u : result;

@@ -1,42 +1,16 @@
 // sum_of_squares: fixed blocks, sixteen float64 lanes in each, added in a fixed order for any number of threads.
 #include "convert.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace dsk {
 namespace {
 
 constexpr int64_t kSumBlock = 64 * kBlock;
-constexpr int kLanes = 16;
-
-void sum_block(const float* __restrict x, int64_t n, double* __restrict lanes) {
-  double sums[kLanes];
-  for (int j = 0; j < kLanes; ++j) sums[j] = lanes[j];
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      const double value = x[i + j];
-      sums[j] += value * value;
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const double value = x[i + j];
-    sums[j] += value * value;
-  }
-  for (int j = 0; j < kLanes; ++j) lanes[j] = sums[j];
-}
-
-double fold(const double* lanes) {
-  double folded[kLanes];
-  for (int j = 0; j < kLanes; ++j) folded[j] = lanes[j];
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) folded[j] += folded[j + width];
-  }
-  return folded[0];
-}
 
 double sum_task(const ds_sum_of_squares_args& a, int64_t task) {
   alignas(64) float buffer[kBlock];
-  alignas(64) double lanes[kLanes] = {};
+  DoubleLanes lanes;
   const int64_t end = min64(a.numel, (task + 1) * kSumBlock);
   for (int64_t first = task * kSumBlock; first < end; first += kBlock) {
     const int64_t n = min64(kBlock, end - first);
@@ -46,9 +20,12 @@ double sum_task(const ds_sum_of_squares_args& a, int64_t task) {
     } else {
       load_block(a.dtype, at(a.x, first, 2), buffer, n);
     }
-    sum_block(block, n, lanes);
+    lanes.add(n, [block](int64_t i) {
+      const double value = block[i];
+      return value * value;
+    });
   }
-  return fold(lanes);
+  return lanes.fold();
 }
 
 }  // namespace

@@ -47,3 +47,117 @@ class SumOfSquares:
     @property
     def name(self) -> str: ...
     def __call__(self, x: int, out: int, numel: int, dtype: int, threads: int, /) -> None: ...
+
+class RmsNormForward:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        x: int,
+        weight: int,
+        y: int,
+        rstd: int,
+        rows: int,
+        columns: int,
+        dtype: int,
+        weight_dtype: int,
+        eps: float,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class RmsNormBackward:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        dy: int,
+        x: int,
+        weight: int,
+        rstd: int,
+        dx: int,
+        dweight: int,
+        rows: int,
+        columns: int,
+        dtype: int,
+        weight_dtype: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class LayerNormForward:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        x: int,
+        weight: int,
+        bias: int,
+        y: int,
+        mean: int,
+        rstd: int,
+        rows: int,
+        columns: int,
+        dtype: int,
+        weight_dtype: int,
+        eps: float,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class LayerNormBackward:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        dy: int,
+        x: int,
+        weight: int,
+        mean: int,
+        rstd: int,
+        dx: int,
+        dweight: int,
+        dbias: int,
+        rows: int,
+        columns: int,
+        dtype: int,
+        weight_dtype: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class QuantizeInt8:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        x: int,
+        q: int,
+        scales: int,
+        numel: int,
+        group_size: int,
+        dtype: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class DequantizeInt8:
+    def __init__(self, entry: int) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def __call__(
+        self,
+        q: int,
+        scales: int,
+        x: int,
+        numel: int,
+        group_size: int,
+        dtype: int,
+        threads: int,
+        /,
+    ) -> None: ...

@@ -1,17 +1,66 @@
-"""What ds-accel-cpu brings to ds-core."""
+"""What ds-accel-cpu brings to ds-core: the device ``cpu``, kernels for its ops, and Adam built on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ds_core.hooks import OpImpl, hookimpl
+from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, OptimizerEntry, ReportRow, hookimpl
 
 DS_HOOK_API = (1, 0)
 
-_OPS = ("adam_", "sum_of_squares")
+_OPS = (
+    "adam_",
+    "sum_of_squares",
+    "rms_norm_forward",
+    "rms_norm_backward",
+    "layer_norm_forward",
+    "layer_norm_backward",
+    "quantize_int8",
+    "dequantize_int8",
+)
+
+
+def _is_available() -> Availability:
+    from ds_accel_cpu import _binding
+
+    levels = _binding.levels()
+    if any(level.usable for level in levels):
+        return Availability(usable=True, device_count=1)
+    return Availability(usable=False, reason=f"no kernel library runs here: the processor {levels[-1].reason}")
+
+
+@hookimpl
+def ds_accelerators() -> Iterable[AcceleratorEntry]:
+    """The CPU, as a floor: it never competes with a real device."""
+    return [
+        AcceleratorEntry(
+            "cpu",
+            is_available=_is_available,
+            factory="ds_accel_cpu.accelerator:CpuAccelerator",
+            priority=10,
+            is_floor=True,
+        )
+    ]
 
 
 @hookimpl
 def ds_ops() -> Iterable[OpImpl]:
     """Native kernels for every op of the table."""
-    return [OpImpl(op, "cpu", load=f"ds_accel_cpu.ops:{op}") for op in _OPS]
+    return [OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}") for op in _OPS]
+
+
+@hookimpl
+def ds_optimizers() -> Iterable[OptimizerEntry]:
+    """Adam and AdamW."""
+    return [
+        OptimizerEntry("Adam", "ds_accel_cpu.optim:make_adam", device_types=("cpu",), priority=10),
+        OptimizerEntry("AdamW", "ds_accel_cpu.optim:make_adamw", device_types=("cpu",), priority=10),
+    ]
+
+
+@hookimpl
+def ds_report() -> Iterable[ReportRow]:
+    """The level in use, what the processor can do, and threads."""
+    from ds_accel_cpu.report import rows
+
+    return rows()

@@ -68,9 +68,9 @@ typedef uint64_t (*ds_workspace_fn)(const void* arguments);
 
 /* One row of the op table. */
 typedef struct ds_kernel_entry {
-  const char* name;                /* op name in the op table of ds-core, for example "adam_" */
-  uint32_t version;                /* version of the op's argument struct */
-  uint32_t flags;                  /* DS_KERNEL_FLAG_* */
+  const char* name; /* op name in the op table of ds-core, for example "adam_" */
+  uint32_t version; /* version of the op's argument struct */
+  uint32_t flags;   /* DS_KERNEL_FLAG_* */
   ds_kernel_fn run;
   ds_workspace_fn workspace_bytes; /* NULL: needs no workspace */
 } ds_kernel_entry;
@@ -78,15 +78,15 @@ typedef struct ds_kernel_entry {
 #define DS_KERNEL_FLAG_DETERMINISTIC 1u /* the same bits for any thread count and any run */
 
 typedef struct ds_kernel_library {
-  uint32_t magic;       /* DS_KERNEL_MAGIC */
-  uint16_t abi_major;   /* DS_KERNEL_ABI_MAJOR the library was built with */
+  uint32_t magic;     /* DS_KERNEL_MAGIC */
+  uint16_t abi_major; /* DS_KERNEL_ABI_MAJOR the library was built with */
   uint16_t abi_minor;
   uint32_t struct_size; /* sizeof(ds_kernel_library) */
   uint32_t entry_size;  /* sizeof(ds_kernel_entry) */
   uint32_t entry_count;
   uint32_t reserved;
-  const char* target;   /* what the code needs, for example "x86_64_v3" or "sm_90" */
-  const char* build;    /* compiler and version, for reports */
+  const char* target; /* what the code needs, for example "x86_64_v3" or "sm_90" */
+  const char* build;  /* compiler and version, for reports */
   const ds_kernel_entry* entries;
 } ds_kernel_library;
 
@@ -120,8 +120,8 @@ typedef struct ds_adam_args {
   const float* grad_factor; /* one float in the memory of the device, or NULL for 1 */
   float lerp_weight;        /* 1 - beta1 */
   float beta2;
-  float square_weight;      /* 1 - beta2 */
-  float decay;              /* 1 - lr * weight_decay */
+  float square_weight; /* 1 - beta2 */
+  float decay;         /* 1 - lr * weight_decay */
   float weight_decay;
   float eps;
   float correction2_sqrt;   /* sqrt(1 - beta2 ** step), or 1 */
@@ -142,7 +142,7 @@ typedef struct ds_sum_of_squares_args {
 /* rms_norm_forward: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) of each row. */
 typedef struct ds_rms_norm_forward_args {
   uint32_t struct_size;
-  int32_t dtype;        /* of x and y */
+  int32_t dtype; /* of x and y */
   int32_t weight_dtype;
   float eps;
   int64_t rows;
@@ -150,7 +150,7 @@ typedef struct ds_rms_norm_forward_args {
   const void* x;
   const void* weight;
   void* y;
-  float* rstd;          /* [rows] */
+  float* rstd; /* [rows] */
 } ds_rms_norm_forward_args;
 
 /* rms_norm_backward: gradients of x and weight. */
@@ -181,8 +181,8 @@ typedef struct ds_layer_norm_forward_args {
   const void* weight;
   const void* bias;
   void* y;
-  float* mean;          /* [rows] */
-  float* rstd;          /* [rows] */
+  float* mean; /* [rows] */
+  float* rstd; /* [rows] */
 } ds_layer_norm_forward_args;
 
 /* layer_norm_backward: gradients of x, weight and bias; dbias may be NULL. */
@@ -206,18 +206,18 @@ typedef struct ds_layer_norm_backward_args {
 /* quantize_int8: groups of `group_size` consecutive elements (the last may be shorter), symmetric. */
 typedef struct ds_quantize_int8_args {
   uint32_t struct_size;
-  int32_t dtype;  /* of x */
+  int32_t dtype; /* of x */
   int64_t numel;
   int64_t group_size;
   const void* x;
   int8_t* q;
-  float* scales;  /* [ceil(numel / group_size)] */
+  float* scales; /* [ceil(numel / group_size)] */
 } ds_quantize_int8_args;
 
 /* dequantize_int8: x = float32(q) * scale of its group, rounded to `dtype`. */
 typedef struct ds_dequantize_int8_args {
   uint32_t struct_size;
-  int32_t dtype;  /* of x */
+  int32_t dtype; /* of x */
   int64_t numel;
   int64_t group_size;
   const int8_t* q;

@@ -205,9 +205,7 @@ def _gradient(grad: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
     return values if factor is None else values * factor
 
 
-def _update(
-    p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, s: AdamScalars, adamw: bool
-) -> None:
+def _update(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, s: AdamScalars, adamw: bool) -> None:
     """float32 in place.
 
     Note [Bit-equal to torch]

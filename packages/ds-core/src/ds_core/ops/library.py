@@ -24,6 +24,7 @@ __all__ = ["LIBRARY"]
 LIBRARY = torch.library.Library("ds", "FRAGMENT")
 """Owns the registrations; they last as long as it."""
 
+
 def _kernel(definition: OpDefinition) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         return run(definition, *args, **kwargs)

@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> KernelLibrary:
     Raises:
         PluginError: the file is missing, cannot be loaded here, exports no descriptor, or was built for another ABI.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a bare file name would be searched for instead of opened
     if not path.is_file():
         raise PluginError(f"kernel library {path} does not exist. Reinstall the wheel that brings it.")
     try:

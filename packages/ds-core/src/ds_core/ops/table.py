@@ -40,6 +40,12 @@ OPS: Mapping[str, Op] = {
     for row in (
         Op("adam_", "ds_core.ops._adam", "one Adam or AdamW step in one pass, with unscale and low-precision copy-out"),
         Op("sum_of_squares", "ds_core.ops._sum_of_squares", "sum of squares, the same for any number of threads"),
+        Op("rms_norm_forward", "ds_core.ops._rms_norm", "root-mean-square normalization of rows"),
+        Op("rms_norm_backward", "ds_core.ops._rms_norm", "gradients of rms_norm_forward"),
+        Op("layer_norm_forward", "ds_core.ops._layer_norm", "layer normalization of rows"),
+        Op("layer_norm_backward", "ds_core.ops._layer_norm", "gradients of layer_norm_forward"),
+        Op("quantize_int8", "ds_core.ops._quantize_int8", "symmetric int8 quantization by groups"),
+        Op("dequantize_int8", "ds_core.ops._quantize_int8", "inverse of quantize_int8"),
     )
 }
 """Every op by name."""

@@ -1,0 +1,29 @@
+"""Rows of ``ds report`` about the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from ds_accel_cpu import _binding
+from ds_accel_cpu.isa import library, usable_levels
+from ds_core.errors import DsError
+from ds_core.hooks import ReportRow
+
+__all__ = ["rows"]
+
+SECTION = "ds-accel-cpu"
+
+
+def rows() -> list[ReportRow]:
+    """Level, features and threads; a level that cannot be used is a row with status error, not an exception."""
+    try:
+        loaded = library()
+        level = ReportRow(SECTION, "kernel library", f"{loaded.target} ({loaded.build})", "ok")
+    except DsError as error:
+        level = ReportRow(SECTION, "kernel library", str(error), "error")
+    return [
+        level,
+        ReportRow(SECTION, "levels usable here", ", ".join(usable_levels()) or "none"),
+        ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "not probed on this architecture"),
+        ReportRow(SECTION, "threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
+    ]

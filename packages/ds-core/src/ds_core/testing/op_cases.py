@@ -1,0 +1,168 @@
+"""The conformance cases of every op, and what runs them: a vendor's acceptance test for native kernels.
+
+from ds_core.testing import op_cases
+
+@pytest.mark.parametrize(("op", "case"), op_cases.every())
+def test_kernel(op, case):
+    op_cases.check(op, case, "cuda")
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import torch
+
+from ds_core.ops.case import Exactness, Fill, Layout, OpCase, TensorSpec
+from ds_core.ops.registry import resolve
+from ds_core.ops.table import OPS, op
+
+__all__ = ["Call", "build", "cases", "check", "compare", "every"]
+
+
+class Call(NamedTuple):
+    """Arguments of one call, in the order of the schema."""
+
+    tensors: dict[str, torch.Tensor | None]
+    scalars: dict[str, Any]
+
+    def clone(self) -> Call:
+        """The same arguments over other memory, strides kept."""
+        return Call({k: None if t is None else _copy(t) for k, t in self.tensors.items()}, dict(self.scalars))
+
+    def to(self, device: torch.device | str) -> Call:
+        """The same arguments on a device."""
+        return Call({k: None if t is None else t.to(device) for k, t in self.tensors.items()}, dict(self.scalars))
+
+
+def cases(name: str) -> tuple[OpCase, ...]:
+    """The cases of one op."""
+    return op(name).definition().cases
+
+
+def every() -> list[tuple[str, OpCase]]:
+    """(op, case) for every op of the table."""
+    return [(name, case) for name in OPS for case in cases(name)]
+
+
+def build(name: str, case: OpCase) -> Call:
+    """The arguments of a case, on the host; the same values at every call and on every machine."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{case.name}".encode()))
+    tensors = {key: None if spec is None else _tensor(spec, generator) for key, spec in case.tensors.items()}
+    scalars = dict(case.scalars)
+    if "dtype" in scalars:
+        scalars["dtype"] = getattr(torch, str(scalars["dtype"]))
+    return Call(tensors, scalars)
+
+
+def check(name: str, case: OpCase, device_type: str) -> None:
+    """Runs a case through the registry on `device_type` and compares with the reference on the host.
+
+    Raises:
+        AssertionError: an output, or an argument that the op changes, is outside of the case's bound.
+    """
+    definition = op(name).definition()
+    expected_call = build(name, case)
+    call = expected_call.clone().to(device_type)
+    definition.check(**call.tensors, **call.scalars)
+    expected = definition.reference(**expected_call.tensors, **expected_call.scalars)
+    found = resolve(name, device_type)(**call.tensors, **call.scalars)
+    where = f"{name}, case {case.name}, on {device_type}"
+    for index, (got, want) in enumerate(zip(_as_tuple(found), _as_tuple(expected), strict=True)):
+        compare(got.cpu(), want, case.exactness, f"{where}: output {index}")
+    for key, want_argument in expected_call.tensors.items():
+        got_argument = call.tensors[key]
+        if want_argument is not None and got_argument is not None:
+            compare(got_argument.cpu(), want_argument, case.exactness, f"{where}: argument {key}")
+
+
+def compare(got: torch.Tensor, want: torch.Tensor, exactness: Exactness, where: str) -> None:
+    """Compares shape, dtype and values.
+
+    Raises:
+        AssertionError: they differ by more than `exactness` allows; says by how much and where first.
+    """
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise AssertionError(
+            f"{where}: got {got.dtype} {tuple(got.shape)}, the reference gives {want.dtype} {tuple(want.shape)}"
+        )
+    if got.numel() == 0:
+        return
+    got, want = got.reshape(-1), want.reshape(-1)
+    off = _ulps(got, want)
+    bad = off > exactness.ulps
+    if exactness.relative > 0 and want.dtype.is_floating_point:
+        finite = want[want.isfinite()].float()
+        largest = finite.abs().max().item() if finite.numel() else 0.0
+        near = (got.double() - want.double()).abs() <= exactness.relative * largest
+        bad &= ~near
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise AssertionError(
+            f"{where}: {int(bad.sum())} of {got.numel()} values are off, the first at {first}: "
+            f"got {got[first].item()!r}, the reference gives {want[first].item()!r} ({int(off[first])} ulps; allowed {exactness})"
+        )
+
+
+def _ulps(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Distance in units in the last place, as int64; 0 between NaNs, and between zeros of either sign."""
+    if not got.dtype.is_floating_point:
+        return (got.to(torch.int64) - want.to(torch.int64)).abs()
+    width = {2: torch.int16, 4: torch.int32}[got.element_size()]
+    sign = -(1 << (8 * got.element_size() - 1))
+
+    def ordered(x: torch.Tensor) -> torch.Tensor:
+        bits = x.contiguous().view(width).to(torch.int64)
+        return torch.where(bits < 0, sign - bits, bits)
+
+    distance = (ordered(got) - ordered(want)).abs()
+    distance = torch.where(got.isnan() != want.isnan(), torch.iinfo(torch.int64).max, distance)
+    return torch.where(got.isnan() & want.isnan(), 0, distance)
+
+
+def _tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    values = _fill(spec, generator).to(getattr(torch, spec.dtype))
+    if spec.layout is Layout.TRANSPOSED:
+        return values.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if spec.layout is Layout.STRIDED:
+        wide = torch.zeros((*spec.shape[:-1], spec.shape[-1] * 2), dtype=values.dtype)
+        wide[..., ::2] = values
+        return wide[..., ::2]
+    if spec.layout is Layout.OFFSET:
+        storage = torch.zeros(values.numel() + 1, dtype=values.dtype)
+        storage[1:] = values.reshape(-1)
+        return storage[1:].view(spec.shape)
+    return values
+
+
+def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    if spec.fill is Fill.INTEGERS:
+        return torch.randint(-127, 128, spec.shape, generator=generator)
+    if spec.fill is Fill.ZEROS:
+        return torch.zeros(spec.shape)
+    if not spec.shape:  # a scalar is a parameter of the call: exactly the scale
+        return torch.tensor(spec.scale)
+    normal = torch.randn(spec.shape, generator=generator)
+    if spec.fill is Fill.SQUARES:
+        return (normal * spec.scale).square()
+    if spec.fill is Fill.WIDE:
+        return normal * spec.scale * 10.0 ** (torch.rand(spec.shape, generator=generator) * 12 - 6)
+    values = normal * spec.scale
+    if spec.fill is Fill.SPECIAL:
+        flat = values.view(-1)
+        for offset, special in enumerate((float("inf"), float("-inf"), float("nan"), 0.0, -0.0)):
+            flat[offset * 7 :: 501] = special
+    return values
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides and the same offset into its storage."""
+    storage = tensor.untyped_storage().clone()
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
