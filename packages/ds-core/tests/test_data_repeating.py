@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_state_loaded_while_it_runs_takes_effect_at_once() -> None:
 
 def test_torchs_loader_gets_its_sampler_s_epoch_advanced() -> None:
     data = TensorDataset(torch.arange(12))
-    sampler = DistributedSampler(data, num_replicas=2, rank=0, seed=3)
+    sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=2, rank=0, seed=3)
     repeating = RepeatingLoader(DataLoader(data, batch_size=6, sampler=sampler))
     first, second = next(repeating)[0].tolist(), next(repeating)[0].tolist()
     assert first != second

@@ -129,7 +129,7 @@ def test_adamw_cannot_be_coupled() -> None:
 
 
 def test_bias_correction_off_is_refused_by_torch() -> None:
-    assert built("AdamW", bias_correction=True)
+    assert type(built("AdamW", bias_correction=True)) is torch.optim.AdamW
     with pytest.raises(ConfigError, match=r"optimizer\.params\.bias_correction can not be false"):
         built("AdamW", bias_correction=False)
 
@@ -234,7 +234,8 @@ def test_a_name_without_an_implementation_for_the_device_says_which_it_serves() 
 
 
 def test_nothing_to_optimize_is_an_error() -> None:
-    for given in ([], [{"params": []}]):
+    nothing: list[list[Any]] = [[], [{"params": []}]]
+    for given in nothing:
         with pytest.raises(ModelError, match="no parameters"):
             create("AdamW", given, {}, manager=MANAGER)
     with pytest.raises(ModelError, match="takes tensors"):
@@ -259,6 +260,13 @@ def test_is_elementwise_knows_exactly_torchs_own_classes() -> None:
     assert is_elementwise(torch.optim.RMSprop(params())) is True
     assert is_elementwise(torch.optim.Adafactor(params())) is False
     assert is_elementwise(Mine(params())) is None
+
+
+def test_an_optimizer_that_takes_flat_runs_is_elementwise() -> None:
+    class Flat(torch.optim.AdamW):
+        def step_flat(self, updates: Any, *, grad_factor: Any = None, rounding_seed: int = -1) -> None: ...
+
+    assert is_elementwise(Flat(params())) is True
 
 
 def test_the_installed_plugins_are_used_by_default() -> None:

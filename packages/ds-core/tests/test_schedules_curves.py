@@ -316,7 +316,7 @@ class Groups:
     """Not a torch optimizer."""
 
     def __init__(self) -> None:
-        self.param_groups = [{"lr": 0.1}]
+        self.param_groups: list[dict[str, Any]] = [{"lr": 0.1}]
 
 
 def test_anything_with_groups_will_do() -> None:
@@ -330,7 +330,7 @@ def test_anything_with_groups_will_do() -> None:
 def test_a_tensor_rate_is_filled_in_place() -> None:
     rate, beta = torch.tensor(0.5), torch.tensor(0.5)
     groups = Groups()
-    groups.param_groups = [{"lr": rate, "betas": (beta, torch.tensor(0.7))}]  # type: ignore[dict-item, list-item]
+    groups.param_groups = [{"lr": rate, "betas": (beta, torch.tensor(0.7))}]
     OneCycle(groups, 0.01, 0.05, cycle_first_step_size=2).step()
     assert groups.param_groups[0]["lr"] is rate
     assert float(rate) == pytest.approx(0.03)

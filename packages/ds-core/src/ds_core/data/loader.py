@@ -259,9 +259,7 @@ def _check_sizes(batch_size: int, rank: int, ranks: int, workers: int) -> None:
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}.")
     if ranks < 1 or not 0 <= rank < ranks:
-        raise DataError(
-            f"rank must be from 0 to ranks - 1 among the data-parallel ranks, got rank {rank} of {ranks}."
-        )
+        raise DataError(f"rank must be from 0 to ranks - 1 among the data-parallel ranks, got rank {rank} of {ranks}.")
     if workers < 0:
         raise DataError(f"num_local_io_workers must be 0 or more, got {workers}.")
 

@@ -32,7 +32,7 @@ def write_training_plot(
     png_path: str | Path,
     *,
     samples_per_step: int | None = None,
-    smoothing: float = 0.9,
+    smoothing_window: int | None = None,
     title: str = "",
 ) -> None:
     """Writes a PNG with two panels: training loss, and peak memory of every rank.
@@ -43,7 +43,7 @@ def write_training_plot(
         jsonl_path: file of `ds_core.monitors.JsonlMonitor`.
         png_path: file to write; its folder is made.
         samples_per_step: global batch size; turns the x-axis from samples into optimizer steps.
-        smoothing: weight of the past in the running mean drawn over the loss, from 0 (none) to below 1.
+        smoothing_window: updates in the centred mean drawn over the loss; made odd; a tenth of the run when None.
         title: of the figure.
 
     Raises:
@@ -62,7 +62,7 @@ def write_training_plot(
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)  # a canvas of its own: no global state, no display
     top, bottom = figure.subplots(2, 1, sharex=True)
-    _draw_loss(top, loss, smoothing)
+    _draw_loss(top, loss, (smoothing_window or max(len(loss.x) // 10, 5)) | 1)
     _draw_memory(bottom, memory)
     bottom.set_xlabel("Samples seen by all ranks" if samples_per_step is None else "Optimizer step")
     if title:
@@ -71,14 +71,16 @@ def write_training_plot(
     figure.savefig(png_path, dpi=130, format="png")
 
 
-def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential running mean with bias correction; values that are not finite are skipped."""
-    total, norm, means = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            total = weight * total + (1 - weight) * value
-            norm = weight * norm + (1 - weight)
-        means.append(total / norm if norm else math.nan)
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred mean over up to `window` values, which does not lag; values that are not finite are skipped.
+
+    Near both ends the window shrinks on both sides alike, so a slope is not bent there.
+    """
+    means = []
+    for index in range(len(values)):
+        reach = min(window // 2, index, len(values) - 1 - index)
+        finite = [value for value in values[index - reach : index + reach + 1] if math.isfinite(value)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
     return means
 
 
@@ -103,9 +105,9 @@ def _series(points: dict[int, float], scale: int) -> Series:
     return Series([step / scale for step, _ in ordered], [value for _, value in ordered])
 
 
-def _draw_loss(axes: Axes, loss: Series, smoothing: float) -> None:
+def _draw_loss(axes: Axes, loss: Series, window: int) -> None:
     axes.plot(loss.x, loss.y, color="tab:blue", alpha=0.35, linewidth=1, label="per update")
-    axes.plot(loss.x, smooth(loss.y, smoothing), color="tab:blue", linewidth=2, label="running mean")
+    axes.plot(loss.x, smooth(loss.y, window), color="tab:blue", linewidth=2, label=f"mean of {window}")
     axes.set_ylabel("Training loss")
     _finish(axes)
 
@@ -122,7 +124,7 @@ def _draw_memory(axes: Axes, memory: dict[int, Series]) -> None:
         dashes: Any = (0, (6, 1 + 2 * (rank % 4))) if rank else "-"
         axes.plot(series.x, [value / unit for value in series.y], linestyle=dashes, linewidth=2, label=f"rank {rank}")
     axes.set_ylabel(f"Peak memory ({name})")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2 * largest / unit)
     _finish(axes)
 
 

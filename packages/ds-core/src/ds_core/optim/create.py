@@ -73,10 +73,15 @@ def create(
 def is_elementwise(optimizer: torch.optim.Optimizer) -> bool | None:
     """Whether every element is updated from its own gradient only; None when the class is not known.
 
-    Only the exact classes of ``torch.optim`` are known: a subclass may do anything in ``step``.
+    Known are the exact classes of ``torch.optim``, because a subclass may do anything in ``step``, and every optimizer
+    that takes flat runs, because runs are cut anywhere.
     """
     import torch
 
+    from ds_core.optim.flat import supports_flat
+
+    if supports_flat(optimizer):
+        return True
     known = {getattr(torch.optim, entry.name, None): entry.elementwise for entry in ENTRIES}
     return known.get(type(optimizer))
 

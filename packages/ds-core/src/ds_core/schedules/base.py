@@ -12,7 +12,7 @@ Note [Which step is which]
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ds_core.errors import CheckpointError, ConfigError, ModelError
@@ -27,7 +27,8 @@ Rates = float | Sequence[float]
 class HasParamGroups(Protocol):
     """An optimizer, or whatever stands for one: all a schedule needs is its parameter groups."""
 
-    param_groups: MutableSequence[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
 
 class Schedule(abc.ABC):
