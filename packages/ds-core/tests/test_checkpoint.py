@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 
-import ds_core
 import pytest
 import torch
-from ds_core.checkpoint import CheckpointReader, latest_tag
-from ds_core.errors import CheckpointError
-from ds_core.testing import run_ranks
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
+
+import ds_core
+from ds_core.checkpoint import CheckpointReader, latest_tag
+from ds_core.errors import CheckpointError
+from ds_core.testing import run_ranks
 
 
 class Model(nn.Module):
@@ -153,12 +154,12 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"rank-00000.safetensors has \d+ bytes instead of"):
         engine.load_checkpoint(tmp_path)
     data.unlink()
-    with pytest.raises(CheckpointError, match="rank-00000.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"rank-00000.safetensors is missing"):
         engine.load_checkpoint(tmp_path)
     (tmp_path / "t" / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not the manifest"):
         engine.load_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint 'u'.*there are: t"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'u'.*there are: t"):
         engine.load_checkpoint(tmp_path, tag="u")
 
 
@@ -168,10 +169,10 @@ def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
         build(Model(width=9)).load_checkpoint(tmp_path)
     bigger = Model()
     bigger.more = nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match="lacks 2 tensors of this model, first 'more.weight'"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 tensors of this model, first 'more.weight'"):
         build(bigger).load_checkpoint(tmp_path)
     build(bigger).load_checkpoint(tmp_path, load_module_strict=False, load_optimizer_states=False)
-    with pytest.raises(CheckpointError, match="optimizer is .*Adam.*, this engine's is SGD"):
+    with pytest.raises(CheckpointError, match=r"optimizer is .*Adam.*, this engine's is SGD"):
         build(optimizer="SGD").load_checkpoint(tmp_path)
 
 

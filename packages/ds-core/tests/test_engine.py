@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
-import ds_core
 import pytest
 import torch
-from ds_core.errors import ConfigError, DataError, EngineError, ModelError
 from torch import nn
+
+import ds_core
+from ds_core.errors import ConfigError, DataError, EngineError, ModelError
 
 STEPS = 4
 
@@ -242,7 +243,9 @@ def test_frozen_parameters_do_not_move_and_tied_ones_move_once():
             return self.head(self.middle(self.embed(x)))
 
     model, expected = Tied(), Tied()
-    optimizer = torch.optim.AdamW([p for p in expected.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in expected.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0, fused=True
+    )
     engine = engine_for(model, optimizer={"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}})
     for x in batches(3):
         engine.backward((engine(x) ** 2).mean())
@@ -272,7 +275,7 @@ def test_no_sync_refuses_a_step_inside_and_nesting():
     engine = engine_for(make_model())
     with engine.no_sync():
         engine.backward((engine(batches(1)[0]) ** 2).mean())
-        with pytest.raises(EngineError, match="inside engine.no_sync"):
+        with pytest.raises(EngineError, match=r"inside engine.no_sync"):
             engine.step()
         with pytest.raises(EngineError, match="not re-entrant"), engine.no_sync():
             pass
@@ -344,7 +347,7 @@ def test_bad_calls_have_one_clear_message():
         engine.backward(out.detach().mean())
     with pytest.raises(ModelError, match="no parameters"):
         ds_core.initialize(model=nn.ReLU(), config=config())
-    with pytest.raises(ModelError, match="must be a torch.nn.Module, got int"):
+    with pytest.raises(ModelError, match=r"must be a torch.nn.Module, got int"):
         ds_core.initialize(model=3, config=config())
     stranger = torch.optim.SGD(make_model().parameters(), lr=0.1)
     with pytest.raises(ModelError, match="not a parameter of the model"):

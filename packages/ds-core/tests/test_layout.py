@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
-from ds_core.errors import ConfigError
-from ds_core.layout import Range, intersect, plan_layout
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ds_core.errors import ConfigError
+from ds_core.layout import Range, intersect, plan_layout
 
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=3), min_size=0, max_size=12)
 
@@ -19,12 +21,12 @@ def test_layout_covers_every_element_once(shapes, shards, bucket, alignment):
     layout = plan_layout(named, shards=shards, bucket_numel=bucket, alignment_numel=alignment)
     assert [slot.numel for slot in layout.slots] == [math.prod(shape) for shape in shapes]
     assert sum(slot.numel for slot in layout.slots) + layout.padding == layout.numel
-    for before, after in zip(layout.slots, layout.slots[1:], strict=False):
+    for before, after in itertools.pairwise(layout.slots):
         assert before.stop <= after.start
     owned = [part for rank in range(shards) for part in layout.shard_ranges(rank)]
     assert sum(part.numel for part in owned) == layout.numel
     seen = sorted((part.start, part.stop) for part in owned)
-    assert all(first[1] <= second[0] for first, second in zip(seen, seen[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(seen))
 
 
 @given(shapes=SHAPES, shards=st.integers(1, 5), bucket=st.integers(1, 400))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ds_core.errors import PluginError
 from ds_core.part import Part, order_parts, overrides
 

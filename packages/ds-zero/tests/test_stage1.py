@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from ds_core.layout import ALIGNMENT_NUMEL, plan_layout
 from ds_core.testing import run_ranks
-from torch import nn
 
 STEPS = 10
 WIDTH = 7
@@ -47,8 +48,9 @@ def losses_of(model, x: torch.Tensor, backwards: int) -> list[torch.Tensor]:
 
 def train(stage, *, accumulation=1, backwards=1, bucket=500_000_000, clip=0.0, native=True, steps=STEPS, **config):
     """Final state, last gradient norm, bytes sent per step by scope, and what the optimizer holds in bytes."""
-    import ds_core
     import torch.distributed as dist
+
+    import ds_core
     from ds_core import comm
 
     model = Zoo()
@@ -75,7 +77,9 @@ def train(stage, *, accumulation=1, backwards=1, bucket=500_000_000, clip=0.0, n
     for row in engine.comm_report().rows:
         sent[row.scope] = sent.get(row.scope, 0) + row.bytes_sent / steps
     inner = engine.optimizer.optimizer
-    held = sum(t.numel() * t.element_size() for s in inner.state.values() for t in s.values() if torch.is_tensor(t) and t.dim())
+    held = sum(
+        t.numel() * t.element_size() for s in inner.state.values() for t in s.values() if torch.is_tensor(t) and t.dim()
+    )
     masters = [p for group in inner.param_groups for p in group["params"]]
     held += sum(p.numel() * p.element_size() for p in masters if p.dtype != model.gain.dtype)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -90,7 +94,9 @@ def train_ddp(accumulation=1, backwards=1):
     from torch.nn.parallel import DistributedDataParallel
 
     model = DistributedDataParallel(Zoo(), find_unused_parameters=True)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1, fused=True
+    )
     rows = iter(data(dist.get_rank(), STEPS * accumulation))
     for _ in range(STEPS):
         for _ in range(accumulation):
@@ -183,8 +189,9 @@ def test_an_optimizer_that_mixes_elements_is_refused_with_the_setting_to_change(
 
 def checkpoint_round(stage, directory, save, steps):
     """Trains `steps` and saves, or loads and trains; returns states for comparison."""
-    import ds_core
     import torch.distributed as dist
+
+    import ds_core
 
     model = Zoo()
     engine = ds_core.initialize(

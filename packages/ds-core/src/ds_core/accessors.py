@@ -38,6 +38,7 @@ ACCESSORS: dict[str, str] = {
 }
 """Method name to the dotted config path it answers with."""
 
+
 class ConfigAccessors:
     """One method per row of `ACCESSORS`."""
 

@@ -28,9 +28,11 @@ def initialize(
     training_data: Any = None,
     lr_scheduler: Any = None,
     distributed_port: int = 29500,
+    mpu: None = None,
     dist_init_required: bool | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
+    mesh_param: None = None,
     config_params: str | Path | Mapping[str, Any] | None = None,
     accelerator: str | None = None,
 ) -> tuple[Engine, OptimizerHandle | None, DistributedLoader | None, Any]:
@@ -48,9 +50,11 @@ def initialize(
         training_data: a data set; the third result is then a loader of this rank's share.
         lr_scheduler: a schedule over `optimizer`, or a callable that makes one from the optimizer.
         distributed_port: rendezvous port where the environment names none.
+        mpu: refused; other axes than data come from wheels, which plan them from the config.
         dist_init_required: False refuses to start torch.distributed here.
         collate_fn: for the loader.
         config: path, dict or base64 text of the JSON config.
+        mesh_param: refused, as `mpu`.
         config_params: older name of `config`.
         accelerator: device kind; beats the config and ``DS_ACCELERATOR``.
 
@@ -63,6 +67,12 @@ def initialize(
         AcceleratorError, PluginError, CommError: the machine or the installation is not as asked.
     """
     source = _config_source(args, config, config_params)
+    for name, value in (("mpu", mpu), ("mesh_param", mesh_param)):
+        if value is not None:
+            raise ConfigError(
+                f"{name} is not taken: the mesh is planned from the config, and axes other than data come with wheels "
+                "(ds-tensor, ds-sequence, ds-pipeline), none of which is released yet; leave it out"
+            )
     if model is None:
         raise ConfigError("initialize needs model=, a torch.nn.Module")
     from ds_core import comm
@@ -94,7 +104,7 @@ def _config_source(args: Any, config: Any, config_params: Any) -> Any:
     if len(present) > 1:
         raise ConfigError(f"the config was given {len(present)} times, as {' and '.join(present)}; give it once")
     if not present:
-        raise ConfigError("initialize needs a config: config= a path, a dict or base64 text, or --deepspeed_config FILE")
+        raise ConfigError("initialize needs a config: config= a path, dict or base64 text, or --deepspeed_config FILE")
     return given[present[0]]
 
 

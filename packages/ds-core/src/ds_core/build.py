@@ -16,8 +16,8 @@ from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
 from ds_core.mesh import Mesh, plan
 from ds_core.optimizer_handle import OptimizerHandle
-from ds_core.part import Part, order_parts
 from ds_core.parameters import check_model, optimizer_groups
+from ds_core.part import Part, order_parts
 from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
 from ds_core.parts.loss_scale import StaticLossScaler
 from ds_core.runner import PlainRunner, Runner
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Build", "Request", "build_engine"]
 
 logger = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,9 +82,7 @@ class Engine(EngineApi):
             self._watch.observe(output)
         return output
 
-    def backward(
-        self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True
-    ) -> torch.Tensor:
+    def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Backpropagates one loss of the current micro-batch; may be called several times before `step`.
 
         Args:

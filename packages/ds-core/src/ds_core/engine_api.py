@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ from ds_core.accessors import ConfigAccessors
 from ds_core.part import Part, Update, overrides
 
 if TYPE_CHECKING:
-    from ds_core.build import OptimizerHandle
     from ds_core.config import Config
     from ds_core.data import DistributedLoader
     from ds_core.mesh import Mesh
+    from ds_core.optimizer_handle import OptimizerHandle
     from ds_core.parts import Accumulation
 
 __all__ = ["EngineApi"]
@@ -39,6 +39,8 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
     training_dataloader: DistributedLoader | None
     _accumulation: Accumulation
     _last_update: Update | None
+    _iterator: Iterator[Any] | None
+    global_steps: int
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """True when the current micro-batch is the last before an update."""
@@ -187,4 +189,3 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
     def save_16bit_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
         """Writes the full weights as one safetensors file from the first rank; call on all ranks."""
         return checkpoint.save_weights(self, Path(save_dir) / save_filename)
-

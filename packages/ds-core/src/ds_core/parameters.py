@@ -70,8 +70,9 @@ def _groups(module: torch.nn.Module, given: Any) -> list[dict[str, Any]]:
 
 
 def _tensors(params: torch.Tensor | Iterable[Any]) -> list[torch.nn.Parameter]:
-    items = [params] if isinstance(params, torch.Tensor) else list(params)
-    return [item[1] if isinstance(item, tuple) else item for item in items]
+    items: list[Any] = [params] if isinstance(params, torch.Tensor) else list(params)
+    members: list[torch.nn.Parameter] = [item[1] if isinstance(item, tuple) else item for item in items]
+    return members
 
 
 def _check_members(module: torch.nn.Module, groups: list[dict[str, Any]], owner: str) -> None:

@@ -43,7 +43,7 @@ class Update:
     samples: int = 0
     grad_factor: float = 1.0
     grad_norm: float | None = None
-    used: list[Sequence[bool]] | None = None
+    used: list[list[bool]] | None = None
     skip_reason: str | None = None
     lr_kwargs: Mapping[str, Any] | None = None
 
@@ -155,9 +155,9 @@ def order_parts(parts: Sequence[Part]) -> list[Part]:
             if rival in by_name:
                 raise PluginError(f"parts {name!r} and {rival!r} cannot be in one engine; turn one of them off")
         graph[name].update(other for other in part.after if other in by_name)
-        for other in part.before:
-            if other in by_name:
-                graph[other].add(name)
+        for successor in part.before:
+            if successor in by_name:
+                graph[successor].add(name)
     sorter = graphlib.TopologicalSorter(graph)
     try:
         sorter.prepare()

@@ -81,6 +81,7 @@ def loss_of(output: Any) -> torch.Tensor:
         candidate = getattr(output, "loss", output)
     if not isinstance(candidate, torch.Tensor) or candidate.numel() != 1:
         raise EngineError(
-            f"train_batch needs the module to return a scalar loss (alone, first, or as .loss), got {type(output).__name__}"
+            "train_batch needs the module to return a scalar loss (alone, first, or as .loss), got "
+            f"{type(output).__name__}"
         )
     return candidate.reshape(())

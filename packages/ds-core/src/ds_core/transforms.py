@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import graphlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,8 @@ from ds_core.errors import PluginError
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.hooks import TransformEntry
+    from ds_core.plugins import Provided
 
 __all__ = ["apply_transforms"]
 
@@ -21,7 +23,7 @@ def apply_transforms(build: Build) -> torch.nn.Module:
     Raises:
         PluginError: two transforms share a name, conflict, or declare a circle; or one does not return a module.
     """
-    provided = {}
+    provided: dict[str, Provided[TransformEntry]] = {}
     for given in build.manager.call("ds_transforms", build=build):
         other = provided.setdefault(given.item.name, given)
         if other is not given:
@@ -45,7 +47,8 @@ def apply_transforms(build: Build) -> torch.nn.Module:
         raise PluginError(f"transforms declare a circular order: {' -> '.join(error.args[1])}") from None
     module = build.module
     for name in order:
-        module = provided[name].item.apply(module, build)
-        if not isinstance(module, torch.nn.Module):
-            raise PluginError(f"transform {name!r} of {provided[name].record.id} returned {type(module).__name__}")
+        result: Any = provided[name].item.apply(module, build)
+        if not isinstance(result, torch.nn.Module):
+            raise PluginError(f"transform {name!r} of {provided[name].record.id} returned {type(result).__name__}")
+        module = result
     return module

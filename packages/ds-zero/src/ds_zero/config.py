@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from ds_core.config import Section
-from ds_core.config.section import Moved, Refused
 from pydantic import Field
+
+from ds_core.config import Section
+from ds_core.config.catalog import names
+from ds_core.config.section import Moved, Refused
 
 __all__ = ["ZeroConfig"]
 
@@ -40,18 +42,17 @@ def _stage_3() -> dict[str, Refused]:
     refused["sub_group_size"] = Refused(STAGE_3, (1_000_000_000,))
     for key in ("memory_efficient_linear", "override_module_apply"):
         refused[key] = Refused(STAGE_3, (True,))
-    refused["leaf_module"] = Refused(STAGE_3, keys={"classes": {}, "names": {}, "name_suffixes": {}})
+    refused["leaf_module"] = Refused(STAGE_3, keys=names("classes names name_suffixes"))
     refused["log_trace_cache_warnings"] = Refused(STAGE_3)
     return refused
 
 
 def _offload() -> dict[str, Refused]:
-    param = dict.fromkeys(("device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory"), {})
-    optimizer = dict.fromkeys(
-        ("device", "nvme_path", "buffer_count", "pin_memory", "pipeline_read", "pipeline_write", "fast_init", "ratio",
-         "super_offload", "cpuadam_cores_perc"),
-        {},
-    )  # fmt: skip
+    param = names("device nvme_path buffer_count buffer_size max_in_cpu pin_memory")
+    optimizer = names(
+        "device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio super_offload "
+        "cpuadam_cores_perc"
+    )
     none = ({"device": "none"},)
     refused = {
         "offload_param": Refused(OFFLOAD, none, param),
@@ -73,10 +74,10 @@ def _plus() -> dict[str, Refused]:
         "zero_quantized_weights": Refused(PLUS),
         "zero_quantized_nontrainable_weights": Refused(PLUS),
         "zero_quantized_gradients": Refused(PLUS),
-        "zeropp_loco_param": Refused(PLUS, keys={"err_beta": {}, "reset_T": {}}),
+        "zeropp_loco_param": Refused(PLUS, keys=names("err_beta reset_T")),
         "mics_shard_size": Refused(PLUS, (-1,)),
         "mics_hierarchical_params_gather": Refused(PLUS),
-        "zenflow": Refused(PLUS, keys=dict.fromkeys(zenflow.split(), {})),
+        "zenflow": Refused(PLUS, keys=names(zenflow)),
         "save_muon_momentum_buffer_in_memory": Refused(PLUS),
     }
 

@@ -74,7 +74,7 @@ def to_json(value: Any, what: str) -> bytes:
     except (TypeError, ValueError) as error:
         where = _offender(value, what)
         raise CheckpointError(
-            f"{where} cannot be written as JSON ({error}); keep numbers, strings, lists and dicts with string keys there"
+            f"{where} cannot be written as JSON ({error}); keep numbers, strings, lists and dicts there"
         ) from None
 
 

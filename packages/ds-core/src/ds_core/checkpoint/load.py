@@ -13,7 +13,7 @@ from ds_core.checkpoint.reader import CheckpointReader
 from ds_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from ds_core.engine import Engine
+    from ds_core.engine_api import EngineApi
 
 __all__ = ["latest_tag", "load"]
 
@@ -29,7 +29,7 @@ def latest_tag(directory: str | Path) -> str | None:
 
 
 def load(
-    engine: Engine, directory: str | Path, tag: str | None, *, kinds: Set[str], strict: bool
+    engine: EngineApi, directory: str | Path, tag: str | None, *, kinds: Set[str], strict: bool
 ) -> tuple[str | None, dict[str, Any] | None]:
     """Restores `engine`. Called on all ranks.
 
@@ -52,7 +52,7 @@ def load(
         return None, None
     path = Path(directory) / check_tag(found)
     if not path.is_dir():
-        have = sorted(entry.name for entry in Path(directory).glob("*") if entry.is_dir()) if path.parent.is_dir() else []
+        have = sorted(entry.name for entry in Path(directory).glob("[!.]*") if entry.is_dir())
         raise CheckpointError(f"no checkpoint {found!r} in {directory}; there are: {', '.join(have) or 'none'}")
     reader = CheckpointReader(path, strict=strict)
     for part in engine.parts:

@@ -29,7 +29,7 @@ from ds_core.errors import CheckpointError
 from ds_core.state import Fragment, StatePlan
 
 if TYPE_CHECKING:
-    from ds_core.engine import Engine
+    from ds_core.engine_api import EngineApi
 
 __all__ = ["save", "save_weights"]
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def save(
-    engine: Engine,
+    engine: EngineApi,
     directory: str | Path,
     tag: str | None,
     client_state: dict[str, Any],
@@ -104,7 +104,7 @@ def prune(root: Path, keep: int) -> list[Path]:
     return doomed
 
 
-def _collect(engine: Engine, exclude_frozen: bool) -> StatePlan:
+def _collect(engine: EngineApi, exclude_frozen: bool) -> StatePlan:
     whole = StatePlan()
     frozen = {f"model/{n}" for n, p in engine.module.named_parameters() if not p.requires_grad}
     for part in engine.parts:
@@ -151,7 +151,7 @@ def _commit(root: Path, work: Path, final: Path, header: dict[str, Any], save_la
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def save_weights(engine: Engine, path: Path) -> bool:
+def save_weights(engine: EngineApi, path: Path) -> bool:
     """Writes every parameter and persistent buffer, whole, as one safetensors file from the first rank."""
 
     def write() -> None:

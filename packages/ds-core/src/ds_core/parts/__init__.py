@@ -1,4 +1,4 @@
-"""The parts every engine has: clock, precision, update space, loss scale, accumulation, clipping, optimizer, schedule."""
+"""The parts every engine has, from precision to reporting."""
 
 from ds_core.part import Part
 from ds_core.parts.accumulation import Accumulation

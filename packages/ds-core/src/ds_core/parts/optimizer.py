@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,7 +101,7 @@ class OptimizerStep(Part):
         else:
             self._step_pieces(update, used)
 
-    def _step_flat(self, update: Update, used: dict[int, Sequence[bool]]) -> None:
+    def _step_flat(self, update: Update, used: Mapping[int, Sequence[bool]]) -> None:
         updates: list[FlatUpdate] = []
         counters: dict[int, itertools.count[int]] = {}
         for piece in self.pieces:
@@ -123,7 +123,7 @@ class OptimizerStep(Part):
         seed = -1 if self._rounding_seed is None else (self._rounding_seed * 1_000_003 + update.step) & (2**31 - 1)
         self.optimizer.step_flat(updates, grad_factor=factor, rounding_seed=seed)  # type: ignore[union-attr]
 
-    def _step_pieces(self, update: Update, used: dict[int, Sequence[bool]]) -> None:
+    def _step_pieces(self, update: Update, used: Mapping[int, Sequence[bool]]) -> None:
         assert self.optimizer is not None
         for piece in self.pieces:
             assert piece.slot_index is not None

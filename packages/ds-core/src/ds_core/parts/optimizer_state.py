@@ -90,7 +90,7 @@ def load_optimizer(
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     scalars: dict[str, dict[str, Any]] = reader.value("optimizer_scalars", {})
     states: dict[str, list[str]] = {}
-    for key in reader.keys():
+    for key in list(reader.keys()):
         if key.startswith("optimizer/"):
             _, state, name = key.split("/", 2)
             states.setdefault(name, []).append(state)
@@ -124,9 +124,7 @@ def _load_piece(
                 if target is None:
                     like = existing.get(state)
                     dtype = like.dtype if isinstance(like, torch.Tensor) else piece.master.dtype
-                    target = loaded[state] = torch.zeros(
-                        piece.master.shape, dtype=dtype, device=piece.master.device
-                    )
+                    target = loaded[state] = torch.zeros(piece.master.shape, dtype=dtype, device=piece.master.device)
                 reader.read(key, target.view(-1)[low:high], part.start - slot.start)
             else:
                 whole = torch.empty(math.prod(shape), dtype=torch.float32, device=piece.master.device)

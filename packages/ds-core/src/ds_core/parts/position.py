@@ -54,9 +54,7 @@ class Position(Part):
             plan.values["data"] = self.loader.state_dict()
         for name, state in self._states().items():
             values = state.reshape(-1)
-            plan.fragments.append(
-                Fragment(f"random/{name}/{self._rank}", (values.numel(),), 0, values.numel(), values)
-            )
+            plan.fragments.append(Fragment(f"random/{name}/{self._rank}", (values.numel(),), 0, values.numel(), values))
         return plan
 
     def load_state(self, reader: StateReader) -> None:

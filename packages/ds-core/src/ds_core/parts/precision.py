@@ -79,7 +79,7 @@ class Precision(Part):
             _reduce_low(build, dtype, set(autocast.lower_precision_safe_modules))
         wire = parse_dtype(config.training.communication_data_type, "communication_data_type")
         if wire is not None:
-            build.reduce_dtypes = {parameter: wire for parameter in build.module.parameters()}
+            build.reduce_dtypes = dict.fromkeys(build.module.parameters(), wire)
 
     def forward_context(self) -> AbstractContextManager[Any] | None:
         """Autocast, when ``torch_autocast.enabled``."""

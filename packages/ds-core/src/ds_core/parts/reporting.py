@@ -74,9 +74,7 @@ class Reporting(Part):
         rate = build.optimizer.param_groups[0]["lr"] if build.optimizer is not None else None
         scale = build.loss_scale if build.config["fp16"].enabled else None
         if self.monitor is not None and self.monitor.enabled:
-            events = train_events(
-                update.samples, loss=loss, lr=rate, loss_scale=scale, grad_norm=update.grad_norm
-            )
+            events = train_events(update.samples, loss=loss, lr=rate, loss_scale=scale, grad_norm=update.grad_norm)
             events += [(elapsed_ms(phase), value, update.samples) for phase, value in times.items()]
             self.monitor.write_events(events)
         if self._print_every and update.step % self._print_every == 0:

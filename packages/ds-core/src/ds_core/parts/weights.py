@@ -89,7 +89,7 @@ class Weights(Part):
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
         missing = [name for name in tensors if f"model/{name}" not in known]
         if missing and not reader.strict:
-            logger.warning("%d tensors are not in the checkpoint and keep their values, first %r", len(missing), missing[0])
+            logger.warning("%d tensors are not in the checkpoint, first %r; they stay", len(missing), missing[0])
             tensors = {name: tensor for name, tensor in tensors.items() if name not in set(missing)}
         elif missing:
             raise CheckpointError(
