@@ -97,8 +97,9 @@ class LoopbackRendezvous(RendezvousHandler):
 def main(words: list[str]) -> int:
     """Run torchrun; the exit code of the first rank that failed, 128 + n for signal n."""
     end_with_parent()
-    for name in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # the launching process tells the story, once
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     rendezvous_handler_registry.register("ds-loopback", LoopbackRendezvous.create)
     split = words.index("--")
     script, *script_arguments = words[split + 1 :]
