@@ -148,6 +148,14 @@ def test_pure_bf16_states_keep_no_fp32_copy_and_stochastic_rounding_moves_small_
     assert all(torch.equal(p, q) for p, q in zip(stochastic.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("low", [True, False])
+def test_optimizer_states_are_bf16_only_where_asked(low):
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": low}
+    engine, _ = run(steps=1, bf16=bf16, optimizer={"type": "AdamW", "params": {"lr": 1e-3}})
+    kinds = {t.dtype for s in engine.optimizer.state.values() for k, t in s.items() if k.startswith("exp_avg")}
+    assert kinds == {torch.bfloat16 if low else torch.float32}
+
+
 def test_buffers_follow_their_own_dtype():
     model = nn.Sequential(nn.Linear(7, 4), nn.BatchNorm1d(4))
     run(steps=0, model=model, bf16={"enabled": True}, data_types={"buffer_dtype": "fp32"})

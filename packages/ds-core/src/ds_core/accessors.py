@@ -32,6 +32,7 @@ ACCESSORS: dict[str, str] = {
     "torch_autocast_dtype": "torch_autocast.dtype",
     "torch_autocast_enabled": "torch_autocast.enabled",
     "wall_clock_breakdown": "wall_clock_breakdown",
+    "zero_allgather_bucket_size": "zero_optimization.allgather_bucket_size",
     "zero_allow_untested_optimizer": "zero_allow_untested_optimizer",
     "zero_reduce_bucket_size": "zero_optimization.reduce_bucket_size",
     "zero_reduce_scatter": "zero_optimization.reduce_scatter",

@@ -6,13 +6,13 @@ needs and inherits harmless defaults. If the engine has to know something about 
 
 from __future__ import annotations
 
-import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ds_core.errors import PluginError
+from ds_core.ordering import declared_order
 
 if TYPE_CHECKING:
     import torch
@@ -149,24 +149,4 @@ def order_parts(parts: Sequence[Part]) -> list[Part]:
                 f"{type(part).__module__}.{type(part).__qualname__}; disable one of the wheels with DS_PLUGINS_DISABLE"
             )
         by_name[part.name] = part
-    graph: dict[str, set[str]] = {name: set() for name in sorted(by_name)}
-    for name, part in sorted(by_name.items()):
-        for rival in part.conflicts_with:
-            if rival in by_name:
-                raise PluginError(f"parts {name!r} and {rival!r} cannot be in one engine; turn one of them off")
-        graph[name].update(other for other in part.after if other in by_name)
-        for successor in part.before:
-            if successor in by_name:
-                graph[successor].add(name)
-    sorter = graphlib.TopologicalSorter(graph)
-    try:
-        sorter.prepare()
-    except graphlib.CycleError as error:
-        circle = " -> ".join(error.args[1])
-        raise PluginError(f"parts declare a circular order: {circle}; check their `before` and `after`") from None
-    ordered: list[str] = []
-    while sorter.is_active():
-        ready = sorted(sorter.get_ready())
-        ordered.extend(ready)
-        sorter.done(*ready)
-    return [by_name[name] for name in ordered]
+    return [by_name[name] for name in declared_order(by_name, "part")]

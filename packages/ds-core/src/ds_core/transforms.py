@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import graphlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ds_core.errors import PluginError
+from ds_core.ordering import declared_order
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -31,22 +31,8 @@ def apply_transforms(build: Build) -> torch.nn.Module:
                 f"two wheels bring a transform {given.item.name!r}: {other.record.id} and {given.record.id}; "
                 "disable one with DS_PLUGINS_DISABLE"
             )
-    graph: dict[str, set[str]] = {name: set() for name in sorted(provided)}
-    for name, given in provided.items():
-        entry = given.item
-        for rival in entry.conflicts_with:
-            if rival in provided:
-                raise PluginError(f"transforms {name!r} and {rival!r} cannot be combined; turn one of them off")
-        graph[name].update(other for other in entry.after if other in provided)
-        for other in entry.before:
-            if other in provided:
-                graph[other].add(name)
-    try:
-        order = list(graphlib.TopologicalSorter(graph).static_order())
-    except graphlib.CycleError as error:
-        raise PluginError(f"transforms declare a circular order: {' -> '.join(error.args[1])}") from None
     module = build.module
-    for name in order:
+    for name in declared_order({name: given.item for name, given in provided.items()}, "transform"):
         result: Any = provided[name].item.apply(module, build)
         if not isinstance(result, torch.nn.Module):
             raise PluginError(f"transform {name!r} of {provided[name].record.id} returned {type(result).__name__}")

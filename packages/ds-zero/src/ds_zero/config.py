@@ -90,13 +90,14 @@ class ZeroConfig(Section):
     reduce_scatter: bool = True
     """Reduce-scatter gradients to their owners; false all-reduces them, twice the bytes, for backends that lack it."""
     reduce_bucket_size: Positive = 500_000_000
-    """Elements reduced and gathered by one collective; parameters are never cut by a bucket's end."""
+    """Elements reduced by one collective; a parameter is never cut by a bucket's end."""
+    allgather_bucket_size: Positive = 500_000_000
+    """Elements gathered by one collective. Gradients and parameters share buckets, so the smaller size counts."""
     ignore_unused_parameters: bool = True
     """Accept steps in which a parameter receives no gradient on any rank; false makes that an error."""
 
     legacy_keys: ClassVar[Mapping[str, str | Moved]] = {
-        "allgather_bucket_size": "reduce_bucket_size",
-        "allgather_size": "reduce_bucket_size",
+        "allgather_size": "allgather_bucket_size",
     }
     legacy_values: ClassVar[tuple[tuple[Any, Mapping[str, Any]], ...]] = ((True, {"stage": 1}), (False, {"stage": 0}))
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {

@@ -24,7 +24,8 @@ class Zero(Part):
         from ds_zero.space import ShardedSpace
 
         config = build.config["zero_optimization"]
-        build.space_policy = build.space_policy._replace(bucket_numel=config.reduce_bucket_size)
+        bucket_numel = min(config.reduce_bucket_size, config.allgather_bucket_size)
+        build.space_policy = build.space_policy._replace(bucket_numel=bucket_numel)
         if config.stage == 0 or not build.parameters:
             return
         space = ShardedSpace(build.parameters, **build.space_arguments())

@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["Bf16Section", "DataTypesSection", "Fp16Section", "TorchAutocastSection"]
 
 
-def _needs_zero(config: Config, key: str) -> Iterable[str]:
-    if config.get(key) and not config.get("zero_optimization.stage", 0):
-        yield (
-            f"{key} true needs sharded state, and zero_optimization.stage is 0; set zero_optimization.stage to 1, 2"
-            f" or 3, or {key} to false"
-        )
-
-
 def _enabled_by_model(key: str, dtype: str, facts: Facts) -> Auto | None:
     if key != "enabled" or facts.model_dtype is None:
         return None
@@ -51,7 +43,7 @@ class Fp16Section(Section):
     min_loss_scale: Annotated[float, Field(gt=0)] = 1.0
     """Lowest loss scale."""
     fp16_master_weights_and_grads: bool = False
-    """Keep no float32 copy of weights and gradients; needs ZeRO."""
+    """Keep no float32 copy of weights and gradients; at any stage."""
 
     def auto(self, key: str, facts: Facts) -> Auto | None:
         """`enabled` follows the model's dtype."""
@@ -69,7 +61,6 @@ class Fp16Section(Section):
                 f"fp16.min_loss_scale {self.min_loss_scale:g} is above the first loss scale, two to"
                 f" fp16.initial_scale_power {self.initial_scale_power}; lower the former or raise the latter"
             )
-        yield from _needs_zero(config, "fp16.fp16_master_weights_and_grads")
 
 
 class Bf16Section(Section):
@@ -82,7 +73,7 @@ class Bf16Section(Section):
     check_grad_overflow: bool = True
     """Skip a step whose gradients are infinite or NaN."""
     bf16_master_weights_and_grads: bool = False
-    """Keep no float32 copy of weights and gradients; needs ZeRO."""
+    """Keep no float32 copy of weights and gradients; at any stage."""
     bf16_optimizer_states: bool = False
     """Keep optimizer state in bfloat16; needs bf16_master_weights_and_grads."""
     stochastic_rounding: bool = False
@@ -99,8 +90,6 @@ class Bf16Section(Section):
                 "bf16.bf16_optimizer_states true needs bf16.bf16_master_weights_and_grads true, got false; set both or"
                 " neither"
             )
-        yield from _needs_zero(config, "bf16.bf16_master_weights_and_grads")
-        yield from _needs_zero(config, "bf16.bf16_optimizer_states")
 
 
 class TorchAutocastSection(Section):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimizerStep"]
 
+ADAM_NAMES = ("adam", "adamw")
+"""Optimizers that can keep states in another dtype than the parameters they update."""
+
 
 class OptimizerStep(Part):
     """Builds the optimizer over master pieces, and steps it."""
@@ -76,9 +79,11 @@ class OptimizerStep(Part):
     def _make(self, build: Build, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, bool]:
         if build.optimizer is None:
             section = build.config["optimizer"]
-            optimizer, entry = create(
-                section.type, groups, dict(section.params), device_type=build.accelerator.device_type
-            )
+            params = dict(section.params)
+            if build.master_dtype is None and section.type.lower() in ADAM_NAMES:
+                if build.config["bf16"].enabled or build.config["fp16"].enabled:
+                    params.setdefault("fp32_optimizer_states", not build.config["bf16"].bf16_optimizer_states)
+            optimizer, entry = create(section.type, groups, params, device_type=build.accelerator.device_type)
             return optimizer, entry.elementwise
         given = build.optimizer
         closure = inspect.signature(given.step).parameters.get("closure")
