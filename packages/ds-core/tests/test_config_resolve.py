@@ -70,8 +70,6 @@ def test_arguments_and_environment_stand_above_the_file() -> None:
         ({"optimizer": {"params": {"lr": 1}}}, "optimizer.params is set and optimizer.type is not"),
         ({"scheduler": {"params": {"x": 1}}}, "scheduler.params is set and scheduler.type is not"),
         ({"bf16": {"bf16_optimizer_states": True}}, "needs bf16.bf16_master_weights_and_grads true"),
-        ({"bf16": {"bf16_master_weights_and_grads": True}}, "zero_optimization.stage is 0"),
-        ({"fp16": {"fp16_master_weights_and_grads": True}}, "zero_optimization.stage is 0"),
         ({"fp16": {"initial_scale_power": 2, "min_loss_scale": 8}}, "fp16.min_loss_scale 8 is above"),
         ({"prescale_gradients": True, "gradient_predivide_factor": 2.0}, "gradient_predivide_factor 2 does nothing"),
         ({"prescale_gradients": True, "gradient_allreduce_op": "sum"}, "keeps them undivided"),

@@ -80,9 +80,9 @@ class OptimizerStep(Part):
         if build.optimizer is None:
             section = build.config["optimizer"]
             params = dict(section.params)
-            if build.master_dtype is None and section.type.lower() in ADAM_NAMES:
-                if build.config["bf16"].enabled or build.config["fp16"].enabled:
-                    params.setdefault("fp32_optimizer_states", not build.config["bf16"].bf16_optimizer_states)
+            is_low = build.config["bf16"].enabled or build.config["fp16"].enabled
+            if is_low and build.master_dtype is None and section.type.lower() in ADAM_NAMES:
+                params.setdefault("fp32_optimizer_states", not build.config["bf16"].bf16_optimizer_states)
             optimizer, entry = create(section.type, groups, params, device_type=build.accelerator.device_type)
             return optimizer, entry.elementwise
         given = build.optimizer
