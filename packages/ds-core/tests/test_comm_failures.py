@@ -41,7 +41,9 @@ def test_ranks_in_different_collectives_are_shown_side_by_side() -> None:
 def one_leaves() -> str:
     if dist.get_rank() == 1:
         os._exit(3)
-    handle = comm.all_reduce(torch.zeros(2), async_op=True)
+    with comm.scope("issued here"):
+        handle = comm.all_reduce(torch.zeros(2), async_op=True)
+    assert handle is not None
     with pytest.raises(CommError) as caught:
         handle.wait()
     return str(caught.value)
@@ -51,6 +53,7 @@ def test_a_rank_that_is_gone_has_no_report() -> None:
     started = time.monotonic()
     message = run_ranks(one_leaves, 2, dies=[1])[0]
     assert "all_reduce failed on rank 0" in message
+    assert "scope issued here" in message
     assert "rank 1: no report" in message
     assert time.monotonic() - started < 10
 

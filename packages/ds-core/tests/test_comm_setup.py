@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from ds_core.comm.backends import choose_backend
 from ds_core.comm.discovery import discover
 from ds_core.comm.setup import default_timeout
 from ds_core.errors import CommError
+from ds_core.hooks import CommBackendEntry
 from ds_core.testing import run_ranks
 
 
@@ -167,6 +170,47 @@ def test_the_backend_is_argument_then_environment_then_the_accelerators() -> Non
     if not dist.is_nccl_available():
         with pytest.raises(CommError, match=r"dist_backend asks for .*'nccl', which is not part of this torch build"):
             choose_backend("nccl", {}, alone)
+
+
+@dataclass(frozen=True)
+class OneBackendManager:
+    """A plugin manager whose plugins bring one communication backend."""
+
+    entry: CommBackendEntry
+
+    def collect(self, hook: str) -> list[Any]:
+        assert hook == "ds_comm_backends"
+        return [SimpleNamespace(item=self.entry)]
+
+    def by_name(self, hook: str, name: str) -> Any:
+        return self.collect(hook)[0]
+
+
+def brought_by_a_plugin() -> tuple[str, str, float]:
+    entry = CommBackendEntry("ds_test_gloo", ("cpu",), "torch.distributed:ProcessGroupGloo")
+    manager: Any = OneBackendManager(entry)
+    placement = discover(os.environ, rank=int(os.environ["RANK"]), world_size=2)
+    chosen = choose_backend("DS_TEST_GLOO", {}, placement, manager=manager)
+    comm.init_distributed(chosen, rank=placement.rank, world_size=2)
+    tensor = torch.ones(1)
+    comm.all_reduce(tensor)
+    return chosen, dist.get_backend(), float(tensor)
+
+
+def test_a_plugin_can_bring_a_backend() -> None:
+    environ = {"MASTER_PORT": str(free_port())}
+    results = run_ranks(brought_by_a_plugin, 2, init=False, env=environ)
+    assert results == [("ds_test_gloo", "ds_test_gloo", 2.0)] * 2
+
+
+def test_a_plugins_backend_may_decline() -> None:
+    # "builtins:dict" answers with what it was asked, which is not empty and so a reason
+    entry = CommBackendEntry("ds_test_gloo", ("cpu",), "torch.distributed:ProcessGroupGloo", "builtins:dict")
+    manager: Any = OneBackendManager(entry)
+    with pytest.raises(
+        CommError, match=r"'ds_test_gloo' cannot serve this job: \{'device_type': 'cpu', 'world_size': 1"
+    ):
+        choose_backend("ds_test_gloo", {}, discover({}), manager=manager)
 
 
 def mpi_names() -> dict[str, str | None]:

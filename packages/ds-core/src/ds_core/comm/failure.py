@@ -23,11 +23,16 @@ EXCHANGE_S = 1.0
 """How long a failing rank waits for the others' reports."""
 
 
-def failure(op: str, where: GroupFacts, error: BaseException, *, call: int | None = None) -> CommError:
-    """The `CommError` for `error`, raised by `op` on the group. Waits at most `EXCHANGE_S` for the other ranks."""
+def failure(
+    op: str, where: GroupFacts, error: BaseException, *, call: int | None = None, scope: str | None = None
+) -> CommError:
+    """The `CommError` for `error`, raised by `op` on the group. Waits at most `EXCHANGE_S` for the other ranks.
+
+    `call` and `scope` say where an asynchronous call was issued; by default where this rank is now.
+    """
     group = where.group
     number = counter.sequence(where.name) if call is None else call
-    scope = current_scope()
+    scope = current_scope() if scope is None else scope
     cause = str(error).strip().splitlines()
     head = (
         f"{op} failed on rank {_rank()} (group {counter.label_of(where.name)!r} of {where.size} ranks, call {number} "

@@ -43,11 +43,12 @@ DONE = Done()
 class Handle:
     """An asynchronous collective under way; `wait` raises `CommError` when it failed. `work` is torch's own handle."""
 
-    __slots__ = ("_call", "_finish", "_op", "_waited", "_where", "work")
+    __slots__ = ("_call", "_finish", "_op", "_scope", "_waited", "_where", "work")
 
     def __init__(self, work: Any, op: str, where: GroupFacts, finish: Callable[[], None] | None) -> None:
         self.work = work
         self._op = op
+        self._scope = current_scope()
         self._where = where
         self._call = counter.sequence(where.name)
         self._finish = finish
@@ -58,7 +59,7 @@ class Handle:
         try:
             done = self.work.wait() if timeout is None else self.work.wait(timeout)
         except RuntimeError as error:
-            raise failure(self._op, self._where, error, call=self._call) from error
+            raise failure(self._op, self._where, error, call=self._call, scope=self._scope) from error
         self._waited = True
         if self._finish is not None:
             finish, self._finish = self._finish, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ def serve(calls: Connection, stacks: Connection) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported is not looked at by the collection after each call
     while True:
         try:
             call = decode(calls.recv_bytes())
@@ -148,6 +150,7 @@ def _group(call: Call) -> Iterator[None]:
 
 def _forget() -> None:
     """Leave the group even when the function failed inside it, so that its peers get an error instead of a wait."""
+    gc.collect()  # engines of this call hold groups; they must not live into the next one
     comm: Any = sys.modules.get("ds_core.comm")
     if comm is not None:
         comm.reset()
