@@ -154,17 +154,25 @@ class OpAdam(torch.optim.Optimizer):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, with states kept in the dtype this optimizer gives them."""
+        """As torch's, with states kept in the dtype this optimizer gives them and nothing shared with `state_dict`.
+
+        A state dict of ``torch.optim.Adam`` or ``AdamW`` loads too; what its groups do not say stays as it is here.
+        """
+        before = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, before, strict=True):
+            for key in self.defaults:
+                group.setdefault(key, own[key])
         saved = state_dict["state"]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for index, param in zip(indices, params, strict=True):
-            for key in _STATES:
-                if key in saved.get(index, ()):
+            for key, value in saved.get(index, {}).items():
+                if key in _STATES:
                     dtype = self._state_dtype(param)
-                    loaded = saved[index][key].detach().to(device=param.device, dtype=dtype, copy=True)
-                    self.state[param][key] = loaded.contiguous()
+                    self.state[param][key] = value.detach().to(device=param.device, dtype=dtype, copy=True).contiguous()
+                elif key == "step":
+                    self.state[param][key] = torch.tensor(float(value), dtype=torch.float32)
 
     def _state_of(self, param: torch.Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[param]

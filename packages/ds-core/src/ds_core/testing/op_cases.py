@@ -18,7 +18,7 @@ from ds_core.ops.case import Exactness, Fill, Layout, OpCase, TensorSpec
 from ds_core.ops.registry import resolve
 from ds_core.ops.table import OPS, op
 
-__all__ = ["Call", "build", "cases", "check", "compare", "every"]
+__all__ = ["Call", "as_tuple", "build", "cases", "check", "compare", "every"]
 
 
 class Call(NamedTuple):
@@ -69,7 +69,7 @@ def check(name: str, case: OpCase, device_type: str) -> None:
     expected = definition.reference(**expected_call.tensors, **expected_call.scalars)
     found = resolve(name, device_type)(**call.tensors, **call.scalars)
     where = f"{name}, case {case.name}, on {device_type}"
-    for index, (got, want) in enumerate(zip(_as_tuple(found), _as_tuple(expected), strict=True)):
+    for index, (got, want) in enumerate(zip(as_tuple(found), as_tuple(expected), strict=True)):
         compare(got.cpu(), want, case.exactness, f"{where}: output {index}")
     for key, want_argument in expected_call.tensors.items():
         got_argument = call.tensors[key]
@@ -101,7 +101,8 @@ def compare(got: torch.Tensor, want: torch.Tensor, exactness: Exactness, where: 
         first = int(bad.nonzero()[0])
         raise AssertionError(
             f"{where}: {int(bad.sum())} of {got.numel()} values are off, the first at {first}: "
-            f"got {got[first].item()!r}, the reference gives {want[first].item()!r} ({int(off[first])} ulps; allowed {exactness})"
+            f"got {got[first].item()!r}, the reference gives {want[first].item()!r}, {int(off[first])} ulps away; "
+            f"allowed {exactness}"
         )
 
 
@@ -162,7 +163,8 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
+def as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
+    """What an op returned, as a tuple of tensors."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, tuple | list) else (value,)

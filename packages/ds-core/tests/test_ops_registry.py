@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ds_core.errors import OpError, PluginConflictError, PluginError
+from ds_core.hooks import OpImpl, hookimpl
+from ds_core.ops import registry
+from ds_core.plugins import PluginManager
+
+# Stand-ins for kernels that a reference can name: operator.neg "runs", builtins.repr always gives a reason.
+KERNEL = "operator:neg"
+REFUSES = "builtins:repr"
+
+
+def offering(*entries: OpImpl) -> types.ModuleType:
+    def ds_ops() -> list[OpImpl]:
+        return list(entries)
+
+    made = types.ModuleType("offering")
+    made.__file__ = "/offering.py"
+    hook: Callable[..., Any] = hookimpl(ds_ops)
+    vars(made).update(DS_HOOK_API=(1, 0), ds_ops=hook)
+    return made
+
+
+def manager_of(**wheels: tuple[OpImpl, ...]) -> PluginManager:
+    made = PluginManager(entry_points=[], environ={})
+    for wheel, entries in wheels.items():
+        made.add_module(offering(*entries), f"{wheel}:ops", "1.0")
+    return made
+
+
+X = torch.tensor([1.0, 2.0])
+
+
+def test_without_a_wheel_the_reference_runs_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ds_core.ops.registry"):
+        found = registry.look_up("sum_of_squares", "cpu", manager_of())
+    assert found.native is None and found.provider == "reference"
+    assert found(X).item() == 5.0
+    (record,) = caplog.records
+    assert "op sum_of_squares on cpu runs the PyTorch reference: no installed wheel brings" in record.getMessage()
+
+
+def test_a_wheels_kernel_runs() -> None:
+    found = registry.look_up("sum_of_squares", "cpu", manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL),)))
+    assert found.provider == "w 1.0"
+    assert torch.equal(found(X), -X)
+
+
+def test_a_kernel_for_another_device_does_not_run() -> None:
+    found = registry.look_up("sum_of_squares", "cpu", manager_of(w=(OpImpl("sum_of_squares", "cuda", KERNEL),)))
+    assert found.native is None
+
+
+def test_the_higher_priority_wins_whatever_the_order() -> None:
+    low = OpImpl("sum_of_squares", "cpu", "operator:pos", priority=1)
+    high = OpImpl("sum_of_squares", "cpu", KERNEL, priority=2)
+    for wheels in ({"a": (low,), "b": (high,)}, {"a": (high,), "b": (low,)}):
+        assert torch.equal(registry.look_up("sum_of_squares", "cpu", manager_of(**wheels))(X), -X)
+
+
+def test_equal_priority_is_a_conflict_that_names_both_wheels() -> None:
+    entry = OpImpl("sum_of_squares", "cpu", KERNEL)
+    manager = manager_of(first=(entry,), second=(entry,))
+    with pytest.raises(PluginConflictError) as caught:
+        registry.look_up("sum_of_squares", "cpu", manager)
+    text = str(caught.value)
+    assert "first 1.0" in text and "second 1.0" in text
+    assert "DS_PLUGINS_DISABLE=first:ops or DS_PLUGINS_DISABLE=second:ops" in text
+
+
+def test_what_a_kernel_does_not_support_runs_the_reference_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    manager = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, supports=REFUSES),))
+    found = registry.look_up("sum_of_squares", "cpu", manager)
+    with caplog.at_level(logging.INFO, "ds_core.ops.registry"):
+        assert [found(X).item() for _ in range(3)] == [5.0] * 3
+    assert len(caplog.records) == 1
+    assert "w 1.0 does not serve this call: tensor([1., 2.])" in caplog.records[0].getMessage()
+
+
+def test_a_kernel_that_serves_a_call_runs() -> None:
+    def never(x: torch.Tensor) -> None:
+        return None
+
+    found = registry.look_up("sum_of_squares", "cpu", manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL),)))
+    found.supports = never
+    assert torch.equal(found(X), -X)
+
+
+def test_a_kernel_that_cannot_be_loaded_is_an_error() -> None:
+    manager = manager_of(w=(OpImpl("sum_of_squares", "cpu", "ds_core.no_such_module:kernel"),))
+    with pytest.raises(PluginError, match="no_such_module"):
+        registry.look_up("sum_of_squares", "cpu", manager)
+
+
+def test_an_unknown_op_is_an_error_and_one_that_a_wheel_brings_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(OpError, match="no op 'future'"):
+        registry.look_up("future", "cpu", manager_of())
+    registry.look_up("sum_of_squares", "cpu", manager_of(w=(OpImpl("future", "cpu", KERNEL),)))
+    assert any("w 1.0 brings op 'future', which is not in the op table" in r.getMessage() for r in caplog.records)
+
+
+def test_the_listing_has_every_implementation_and_marks_the_chosen() -> None:
+    low = OpImpl("sum_of_squares", "cpu", "operator:pos", priority=1)
+    high = OpImpl("sum_of_squares", "cpu", KERNEL, priority=2)
+    rows = [r for r in registry.implementations(manager_of(a=(low,), b=(high,))) if r.op == "sum_of_squares"]
+    assert [(r.device_type, r.provider, r.priority, r.reference, r.chosen) for r in rows] == [
+        ("cpu", "b 1.0", 2, False, True),
+        ("cpu", "a 1.0", 1, False, False),
+        ("any", "reference", 0, True, True),
+    ]
+
+
+def test_a_lookup_is_made_once_until_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    real = registry.look_up
+
+    def counted(name: str, device_type: str) -> registry.Resolved:
+        asked.append((name, device_type))
+        return real(name, device_type, manager_of())
+
+    monkeypatch.setattr(registry, "look_up", counted)
+    registry.forget()
+    try:
+        for _ in range(3):
+            registry.resolve("sum_of_squares", "cpu")
+        assert asked == [("sum_of_squares", "cpu")]
+        registry.forget()
+        registry.resolve("sum_of_squares", "cpu")
+        assert len(asked) == 2
+    finally:
+        registry.forget()
