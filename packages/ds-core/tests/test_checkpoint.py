@@ -142,7 +142,7 @@ def test_a_failed_save_leaves_the_last_checkpoint_untouched(tmp_path):
 def test_tags_that_leave_the_folder_are_refused(tmp_path, tag):
     engine = build()
     with pytest.raises(CheckpointError, match="cannot name a directory"):
-        engine.save_checkpoint(tmp_path, tag=tag or " ")
+        engine.save_checkpoint(tmp_path, tag=tag)
 
 
 def test_damage_is_named(tmp_path):

@@ -235,12 +235,12 @@ class UpdateSpace:
 
         One all-gather of eight bytes and a byte a flag, so that every rank has bit-equal results.
         """
+        if self.ranks == 1:
+            return value, [list(row) for row in flags]
         lengths = [len(row) for row in flags]
         mine = torch.tensor([flag for row in flags for flag in row], dtype=torch.uint8)
         number = torch.tensor([value], dtype=torch.float64).view(torch.uint8)
         payload = torch.cat([number, mine]).to(self.flats[0].working.device)
-        if self.ranks == 1:
-            return value, [list(row) for row in flags]
         everyone = torch.empty(self.ranks * payload.numel(), dtype=torch.uint8, device=payload.device)
         with comm.scope("gradient norm"):
             comm.all_gather_into_tensor(everyone, payload, group=self.group)

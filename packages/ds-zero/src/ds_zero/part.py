@@ -1,15 +1,18 @@
-"""The ZeRO part: puts a sharded space in the place of the replicated one."""
+"""The ZeRO parts: a sharded space in the place of the replicated one, and the check on unused parameters."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ds_core.part import Part
+from ds_core.errors import EngineError
+from ds_core.part import Part, Update
+from ds_zero.space import ShardedSpace
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.space import UpdateSpace
 
-__all__ = ["Zero"]
+__all__ = ["UnusedCheck", "Zero"]
 
 
 class Zero(Part):
@@ -20,9 +23,7 @@ class Zero(Part):
     before = ("weights",)
 
     def prepare(self, build: Build) -> None:
-        """Sets ``build.space`` at stage 1."""
-        from ds_zero.space import ShardedSpace
-
+        """Sets ``build.space`` at stage 1; at stage 0 only the bucket size."""
         config = build.config["zero_optimization"]
         bucket_numel = min(config.reduce_bucket_size, config.allgather_bucket_size)
         build.space_policy = build.space_policy._replace(bucket_numel=bucket_numel)
@@ -31,3 +32,38 @@ class Zero(Part):
         space = ShardedSpace(build.parameters, **build.space_arguments())
         space.use_reduce_scatter = config.reduce_scatter
         build.space = space
+
+
+class UnusedCheck(Part):
+    """Makes a step in which a parameter has no gradient on any rank an error; ``ignore_unused_parameters`` false."""
+
+    name = "zero_unused"
+    after = ("gradient_norm",)
+    before = ("optimizer",)
+
+    def __init__(self) -> None:
+        self._space: UpdateSpace | None = None
+
+    def prepare(self, build: Build) -> None:
+        """Remembers the space."""
+        self._space = build.space
+
+    def before_update(self, update: Update) -> None:
+        """Looks at which parameters the ranks used.
+
+        Raises:
+            EngineError: on all ranks, with the names of the unused parameters.
+        """
+        if self._space is None or update.used is None:
+            return
+        unused = [
+            slot.name
+            for flat, used in zip(self._space.flats, update.used, strict=True)
+            for slot, is_used in zip(flat.layout.slots, used, strict=True)
+            if not is_used
+        ]
+        if unused:
+            raise EngineError(
+                f"step {update.step}: {len(unused)} parameters received no gradient on any rank, first {unused[0]!r}; "
+                "freeze them with requires_grad_(False), or set zero_optimization.ignore_unused_parameters to true"
+            )

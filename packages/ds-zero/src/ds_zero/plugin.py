@@ -28,10 +28,11 @@ def ds_config_sections() -> Iterable[ConfigSection]:
 
 @hookimpl
 def ds_parts(build: Build) -> Iterable[Part]:
-    """The ZeRO part, at stage 1 and above; at stage 0 it only passes the bucket size on."""
-    from ds_zero.part import Zero
+    """The sharded space; and, where asked for, the check on unused parameters."""
+    from ds_zero.part import UnusedCheck, Zero
 
-    return [Zero()]
+    config = build.config["zero_optimization"]
+    return [Zero()] if config.ignore_unused_parameters else [Zero(), UnusedCheck()]
 
 
 @hookimpl

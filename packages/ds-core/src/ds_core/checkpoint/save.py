@@ -58,10 +58,10 @@ def save(
         CheckpointError: a rank could not write; nothing was replaced and the last checkpoint is untouched.
     """
     root = Path(directory)
-    tag = check_tag(tag or f"global_step{engine.global_steps}")
     policy = engine.config["checkpoint"]
     to_json(client_state, "client_state")
-    _check_same_tag(tag, policy.tag_validation)
+    tag = check_tag(tag if tag is not None else f"global_step{engine.global_steps}")
+    tag = _agree_on_tag(tag, policy.tag_validation)
     rank, final, work = comm.get_rank(), root / tag, root / f".{tag}.writing"
     header = {
         "format": FORMAT,
@@ -81,16 +81,16 @@ def save(
     return True
 
 
-def _check_same_tag(tag: str, policy: str) -> None:
-    if policy == "Ignore":
-        return
+def _agree_on_tag(tag: str, policy: str) -> str:
+    """The first rank's tag; what becomes of others is the policy's (``checkpoint.tag_validation``)."""
     tags = comm.gather_json(tag)
-    if len(set(tags)) > 1:
+    if len(set(tags)) > 1 and policy != "Ignore":
         listed = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(tags))
         message = f"ranks save under different tags ({listed}); pass the same tag on all ranks"
         if policy == "Fail":
             raise CheckpointError(f"{message}, or set checkpoint.tag_validation to Warn")
         logger.warning("%s; the first rank's is used", message)
+    return check_tag(tags[0])
 
 
 def prune(root: Path, keep: int) -> list[Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
 from ds_core import comm
 from ds_core.errors import CheckpointError
 
@@ -16,7 +18,7 @@ def together(what: str, where: object, action: Callable[[], object]) -> None:
     Args:
         what: the step, as in "rank 1 could not <what>".
         where: the checkpoint, for the message.
-        action: may raise OSError, CheckpointError, RuntimeError or ValueError.
+        action: may raise OSError, SafetensorError, CheckpointError, RuntimeError or ValueError.
 
     Raises:
         CheckpointError: with the ranks that failed and the reason of the first.
@@ -24,7 +26,7 @@ def together(what: str, where: object, action: Callable[[], object]) -> None:
     failure: Exception | None = None
     try:
         action()
-    except (OSError, CheckpointError, RuntimeError, ValueError) as error:
+    except (OSError, CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
         failure = error
     with comm.scope("checkpoint"):
         reasons = comm.gather_json(None if failure is None else str(failure))
