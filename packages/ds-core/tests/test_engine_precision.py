@@ -166,3 +166,12 @@ def test_buffers_follow_their_own_dtype():
 def test_fp16_and_bf16_together_are_refused():
     with pytest.raises(ConfigError):
         run(steps=0, fp16={"enabled": True}, bf16={"enabled": True})
+
+
+def test_loaded_weights_survive_the_next_step():
+    engine, model = run(steps=1, bf16={"enabled": True}, optimizer={"type": "AdamW", "params": {"lr": 0.0}})
+    other = {name: tensor + 1 for name, tensor in engine.module_state_dict().items()}
+    engine.load_module_state_dict(other)
+    engine.backward((engine(batches(1)[0].bfloat16()).float() ** 2).mean())
+    engine.step()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())

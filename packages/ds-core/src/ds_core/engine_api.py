@@ -146,6 +146,54 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         """Calls and bytes of every collective since the start or the last ``comm.reset()``."""
         return comm.report()
 
+    @property
+    def global_rank(self) -> int:
+        """This process among all."""
+        return comm.get_rank()
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those of its machine."""
+        return comm.get_local_rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return comm.get_world_size()
+
+    @property
+    def dp_world_size(self) -> int:
+        """Ranks among which a batch is divided."""
+        return self.mesh.size("data")
+
+    def get_data_parallel_rank(self) -> int:
+        """This rank among the data-parallel ones."""
+        return self.mesh.rank("data")
+
+    @property
+    def data_parallel_group(self) -> Any:
+        """Process group of the data axis; None in a job of one process."""
+        return self.mesh.group("data")
+
+    def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
+        """The module's ``state_dict``, with its own names and unsharded shapes. Call on all ranks."""
+        with self.gathered(list(self.module.parameters())):
+            state = dict(self.module.state_dict())
+        if exclude_frozen_parameters:
+            frozen = {name for name, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+            state = {name: tensor for name, tensor in state.items() if name not in frozen}
+        return state
+
+    def load_module_state_dict(self, checkpoint: dict[str, torch.Tensor], strict: bool = True) -> None:
+        """Loads weights into the module and everything that keeps a copy of them. Call on all ranks.
+
+        ``engine.module.load_state_dict`` alone would leave fp32 master weights behind, and the next step would undo it.
+        """
+        with self.gathered(list(self.module.parameters())):
+            self.module.load_state_dict(checkpoint, strict=strict)
+        for follow in overrides(self.parts, "weights_replaced"):
+            follow()
+
     def counters(self) -> dict[str, int]:
         """Counters a checkpoint keeps."""
         return {name: getattr(self, name) for name in COUNTERS}

@@ -11,6 +11,7 @@ from ds_core import comm
 from ds_core.checkpoint.files import LATEST, check_tag
 from ds_core.checkpoint.reader import CheckpointReader
 from ds_core.errors import CheckpointError
+from ds_core.part import overrides
 
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
@@ -59,8 +60,8 @@ def load(
         if part.state_kind in kinds:
             part.load_state(reader)
     if "optimizer" not in kinds:
-        for part in engine.parts:
-            part.weights_replaced()
+        for follow in overrides(engine.parts, "weights_replaced"):
+            follow()
     if "engine" in kinds:
         engine.restore_counters(reader.manifest["counters"])
     comm.barrier()
