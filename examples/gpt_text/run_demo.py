@@ -44,8 +44,9 @@ def main() -> int:
         print(f"run_demo.py: error: {error}", file=sys.stderr)
         return FAULT
     code = supervise(train_command(options, folder))
-    if code > 128 and folder.checkpoint() is not None:
-        print(f"\nStopped. The checkpoint is {shown(folder.checkpoint())}. To go on:\n\n  {again(folder, '--resume')}")
+    checkpoint = folder.checkpoint()
+    if code > 128 and checkpoint is not None:
+        print(f"\nStopped. The checkpoint is {shown(checkpoint)}. To go on:\n\n  {again(folder, '--resume')}")
     elif code == 0:
         code = generate(folder, options.prompt)
         summarise(folder, time.monotonic() - started_s)
@@ -62,7 +63,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the run; default: runs/demo, runs/demo-2, ...")
     parser.add_argument("--config", type=Path, default=HERE / "config.json", help="default: the one beside this file")
     parser.add_argument("--prompt", default="The", help="what the trained model goes on with")
-    options, options.rest = parser.parse_known_args()  # the rest is train.py's own: --layers 8, --context 256
+    options, rest = parser.parse_known_args()
+    options.rest = rest  # for train.py: --layers 8 --context 256
     return options
 
 
@@ -78,10 +80,10 @@ def choose_folder(out: Path | None, resume: bool) -> RunFolder:
         names = itertools.chain([DEFAULT_OUT], (Path(f"{DEFAULT_OUT}-{number}") for number in itertools.count(2)))
         return next(folder for folder in map(RunFolder, names) if not folder.is_used)
     runs = [RunFolder(path) for path in DEFAULT_OUT.parent.glob(f"{DEFAULT_OUT.name}*")]
-    saved = {run.checkpoint(): run for run in runs if run.checkpoint() is not None}
+    saved = [(path.stat().st_mtime, run) for run in runs if (path := run.checkpoint()) is not None]
     if not saved:
         raise FileNotFoundError(f"--resume: there is no checkpoint in {DEFAULT_OUT}; leave --resume out to start a run")
-    return saved[max(saved, key=lambda path: path.stat().st_mtime)]
+    return max(saved, key=lambda pair: pair[0])[1]
 
 
 def train_command(options: argparse.Namespace, folder: RunFolder) -> list[str]:
@@ -94,7 +96,7 @@ def train_command(options: argparse.Namespace, folder: RunFolder) -> list[str]:
         command.append("--resume")
     if options.steps is not None:
         command += ["--steps", str(options.steps)]
-    return command + options.rest
+    return [*command, *options.rest]
 
 
 def generate(folder: RunFolder, prompt: str) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 MIN_CHARACTERS = 5_000
 HELD_OUT_EVERY = 20
@@ -88,8 +88,8 @@ def train_tokenizer(path: Path, text: str, vocabulary: int) -> None:
 class Windows(NamedTuple):
     """Pairs (tokens, the tokens that follow each), both ``context`` long."""
 
-    training: Dataset[tuple[torch.Tensor, ...]]
-    held_out: Dataset[tuple[torch.Tensor, ...]]
+    training: TensorDataset
+    held_out: TensorDataset
     tokens: int
 
 

@@ -14,10 +14,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from display import Display, StepReport, display
-from model import Gpt
+from model import Gpt, Shape
 from plan import Plan, plan
 from run_folder import RunFolder, Saved
 from stopping import StopWish
@@ -50,7 +51,8 @@ def parse() -> argparse.Namespace:
     add("--save-every", type=int, default=500, metavar="STEPS", help="besides the end; default 500")
     add("--log-every", type=int, default=10, metavar="STEPS", help="lines where the output is no terminal")
     add("--vocabulary", type=int, default=2048, help="tokens, at least 256; default 2048")
-    for name, default in (("context", 128), ("layers", 5), ("heads", 6), ("width", 384)):
+    for name in ("context", "layers", "heads", "width"):
+        default = getattr(Shape, name)
         add(f"--{name}", type=int, default=default, help=f"of the model; default {default}")
     options = parser.parse_args()
     for name, value in vars(options).items():
@@ -93,7 +95,7 @@ def run(planned: Plan, stop: StopWish) -> int:
     loaded = engine.load_checkpoint(planned.folder.checkpoints)[0] if planned.saved is not None else None
 
     is_first, steps = comm.get_rank() == 0, planned.steps
-    saved = Saved(shape, tokenizer_file.name, planned.vocabulary, planned.data and str(planned.data), steps)
+    saved = Saved(shape, tokenizer_file.name, planned.vocabulary, str(planned.data) if planned.data else None, steps)
     training = Training(engine, planned, saved, stop)
     number = 0
     if engine.global_steps >= planned.last:
@@ -248,7 +250,8 @@ class Speed:
 
 def monitor_of(engine: ds_core.Engine) -> MonitorMaster:
     """Where the engine writes its own metrics; on other ranks than the first it has no sinks."""
-    found: MonitorMaster = next(part.monitor for part in engine.parts if part.name == "reporting")
+    reporting: Any = next(part for part in engine.parts if part.name == "reporting")
+    found: MonitorMaster = reporting.monitor
     return found
 
 
