@@ -41,6 +41,18 @@ class Plan:
     saved: Saved | None
     options: argparse.Namespace
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the config.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        try:
+            return float(self.config["optimizer"]["params"]["lr"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"{self.options.config} needs a number under optimizer.params.lr") from None
+
     def tokenizer_file(self, text: str) -> Path:
         """Where the tokenizer of the text is kept.
 

@@ -90,7 +90,10 @@ def run(planned: Plan, stop: StopWish) -> int:
     torch.manual_seed(planned.config.get("seed", 0))
     model = Gpt(shape)
     engine, _, _, _ = ds_core.initialize(
-        model=model, model_parameters=model.groups(), training_data=data.training, config=planned.config
+        model=model,
+        model_parameters=model.groups(planned.lr),
+        training_data=data.training,
+        config=planned.config,
     )
     loaded = engine.load_checkpoint(planned.folder.checkpoints)[0] if planned.saved is not None else None
 
