@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,14 @@ def pytest_report_header(config: pytest.Config) -> str:
     """Say what is tested."""
     where = "installed wheels" if os.environ.get("DS_TEST_INSTALLED") == "1" else "whatever is importable"
     return f"packages: {', '.join(import_names())} ({where})"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group_ends_with_the_module() -> Iterator[None]:
+    """A process group that a module's tests started in this process does not reach the next module."""
+    yield
+    if "torch.distributed" in sys.modules:
+        from ds_core import comm
+
+        if comm.is_initialized():
+            comm.destroy_process_group()

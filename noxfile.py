@@ -30,7 +30,8 @@ ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 
-TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+EXAMPLE_REQUIREMENTS = ("tokenizers", "matplotlib")
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *EXAMPLE_REQUIREMENTS)
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
@@ -109,6 +110,13 @@ def build_order(dists: Iterable[str]) -> list[str]:
     return list(graphlib.TopologicalSorter(graph).static_order())
 
 
+def workspace(session: nox.Session) -> Path:
+    """A folder under ``build/`` for what this session builds."""
+    folder = ROOT / "build" / Path(session.virtualenv.location).name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
     """Build and install a wheel of each package from the tree as it is now; only the compiler's objects outlive a run.
 
@@ -116,22 +124,13 @@ def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
     own folder for objects because CMake remembers the tools it was configured with.
     """
     install(session, *build_requirements(dists))
-    house = Path(session.create_tmp()).resolve() / "wheelhouse"
+    work = workspace(session)
+    house = work / "wheelhouse"
     shutil.rmtree(house, ignore_errors=True)
     for dist in build_order(dists):
-        command = [
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-build-isolation",
-            "--no-deps",
-            "--no-index",
-            "-w",
-            str(house / dist),
-        ]
+        command = ["pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
         if is_native(dist):
-            objects = ROOT / "build" / session.name / dist / "{wheel_tag}"
-            command.append(f"--config-settings=build-dir={objects}")
+            command.append(f"--config-settings=build-dir={work / dist / '{wheel_tag}'}")
         session.run("python", "-m", *command, "-w", str(house / dist), str(PACKAGES[dist]))
         (wheel,) = (house / dist).glob("*.whl")
         session.install("--no-index", "--no-deps", "--force-reinstall", str(wheel))
@@ -170,7 +169,8 @@ def native_sources() -> list[str]:
 @contextlib.contextmanager
 def only_the_child_is_interrupted() -> Iterator[None]:
     """Leave Ctrl-C to the program that runs: it saves what it has and ends, and nox waits for it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler that does nothing, for an ignored signal would stay ignored in the child.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
@@ -192,7 +192,7 @@ def tests(session: nox.Session) -> None:
 def tests_torch(session: nox.Session, torch: str) -> None:
     """The same tests with another torch that the packages' ranges allow."""
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if requirement_name(line) != "torch"]
-    constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
+    constraints = workspace(session) / "constraints.txt"
     constraints.write_text("\n".join([f"torch=={torch}", *lines, ""]))
     install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, constraints=constraints)
     session.run("pytest", *session.posargs, env=TEST_ENV)
@@ -246,7 +246,7 @@ def shape(session: nox.Session) -> None:
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Train the example language model on this machine; arguments after ``--`` go to the program."""
-    install_wheels(session, DEMO_WHEELS, "tokenizers", "matplotlib")
+    install_wheels(session, DEMO_WHEELS, *EXAMPLE_REQUIREMENTS)
     with only_the_child_is_interrupted():
         session.run(
             "python",
