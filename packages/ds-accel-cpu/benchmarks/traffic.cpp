@@ -5,8 +5,7 @@
 
 namespace {
 
-constexpr int64_t kTask = 65536;
-constexpr int64_t kAhead = 1024;
+constexpr int64_t kTask = 1 << 20;
 
 int32_t traffic(const void* arguments, const ds_exec* exec) {
   const ds_adam_args* a = static_cast<const ds_adam_args*>(arguments);

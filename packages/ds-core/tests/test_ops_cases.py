@@ -52,7 +52,7 @@ def test_compare_counts_units_in_the_last_place(dtype: torch.dtype) -> None:
     one = torch.ones(3, dtype=dtype)
     above = torch.nextafter(one, torch.full_like(one, 2))
     op_cases.compare(above, one, Exactness(ulps=1), "x")
-    with pytest.raises(AssertionError, match="3 of 3 values are off, the first at 0.* 1 ulps away"):
+    with pytest.raises(AssertionError, match=r"3 of 3 values are off, the first at 0.* 1 ulps away"):
         op_cases.compare(above, one, Exactness(ulps=0), "x")
 
 

@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "ds_kernel.h"
 #include "pool.h"
@@ -17,6 +18,7 @@ namespace py = pybind11;
 namespace {
 
 using Address = uintptr_t;
+using GompParallelFunction = std::remove_pointer_t<dsk::GompParallel>;
 
 template <typename T>
 T* pointer(Address address) {
@@ -278,7 +280,12 @@ PYBIND11_MODULE(_binding, module) {
       .def_readonly("reason", &dsk::Level::reason);
   module.def("levels", &dsk::levels, "Instruction-set levels this build knows, best first.");
   module.def("features", &dsk::features, "Processor features that are present and saved by the operating system.");
-  module.def("worker_count", &dsk::worker_count, "Threads the pool has started in this process.");
+  module.def("worker_count", &dsk::worker_count, "Threads the own pool has started in this process.");
+  module.def(
+      "borrow_threads",
+      [](Address gomp_parallel) { dsk::borrow_threads(pointer<GompParallelFunction>(gomp_parallel)); },
+      py::arg("gomp_parallel"), "Runs kernels on libgomp's threads, given the address of GOMP_parallel; 0 ends that.");
+  module.def("is_borrowing", &dsk::is_borrowing, "Whether kernels run on borrowed threads.");
   bind<Adam>(module, "Adam");
   bind<SumOfSquares>(module, "SumOfSquares");
   bind<RmsNormForward>(module, "RmsNormForward");

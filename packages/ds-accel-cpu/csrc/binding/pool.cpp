@@ -127,26 +127,71 @@ class Pool {
 
 std::atomic<Pool*> the_pool{nullptr};
 
+std::atomic<GompParallel> the_runtime{nullptr};
+
 // In a forked child no worker lives and any lock may be held: forget the parent's pool, its memory is shared pages.
-void forget_pool() { the_pool.store(nullptr, std::memory_order_relaxed); }
+void forget_threads() {
+  the_pool.store(nullptr, std::memory_order_relaxed);
+  the_runtime.store(nullptr, std::memory_order_relaxed);
+}
+
+void forget_threads_in_children() {
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
+  (void)registered;
+}
 
 Pool& pool() {
   Pool* existing = the_pool.load(std::memory_order_acquire);
   if (existing != nullptr) return *existing;
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  (void)registered;
+  forget_threads_in_children();
   Pool* fresh = new Pool();
   if (the_pool.compare_exchange_strong(existing, fresh, std::memory_order_acq_rel)) return *fresh;
   delete fresh;
   return *existing;
 }
 
+struct BorrowedJob {
+  ds_task_fn task;
+  void* context;
+  int64_t tasks;
+  std::fenv_t environment;
+  std::atomic<int64_t> next{0};
+};
+
+void run_borrowed(GompParallel run, int32_t threads, int64_t tasks, ds_task_fn task, void* context) {
+  BorrowedJob job = {task, context, tasks, {}, {0}};
+  std::fegetenv(&job.environment);
+  auto body = [](void* data) {
+    BorrowedJob& shared = *static_cast<BorrowedJob*>(data);
+    std::fenv_t own;
+    std::fegetenv(&own);
+    std::fesetenv(&shared.environment);  // as in Pool::loop; the thread is not ours, so put its own back
+    for (int64_t i = shared.next.fetch_add(1, std::memory_order_relaxed); i < shared.tasks;
+         i = shared.next.fetch_add(1, std::memory_order_relaxed)) {
+      shared.task(shared.context, i);
+    }
+    std::fesetenv(&own);
+  };
+  run(body, &job, static_cast<unsigned>(tasks < threads ? tasks : threads), 0);
+}
+
 }  // namespace
 
 void parallel_for(void*, int32_t threads, int64_t tasks, ds_task_fn task, void* context) {
-  if (threads > 1 && tasks > 1 && pool().try_run(threads, tasks, task, context)) return;
+  if (threads > 1 && tasks > 1) {
+    const GompParallel run = the_runtime.load(std::memory_order_acquire);
+    if (run != nullptr) return run_borrowed(run, threads, tasks, task, context);
+    if (pool().try_run(threads, tasks, task, context)) return;
+  }
   for (int64_t i = 0; i < tasks; ++i) task(context, i);
 }
+
+void borrow_threads(GompParallel run) {
+  forget_threads_in_children();
+  the_runtime.store(run, std::memory_order_release);
+}
+
+bool is_borrowing() { return the_runtime.load(std::memory_order_acquire) != nullptr; }
 
 int32_t worker_count() {
   Pool* existing = the_pool.load(std::memory_order_acquire);

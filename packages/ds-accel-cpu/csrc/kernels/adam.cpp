@@ -6,7 +6,7 @@
 namespace dsk {
 namespace {
 
-constexpr int64_t kTask = 64 * kBlock;       // elements of a task
+constexpr int64_t kUnit = 64 * kBlock;       // smallest task, in elements
 constexpr int64_t kStreamBytes = 8ll << 20;  // a copy larger than this is not worth caching
 
 struct Scalars {
@@ -105,10 +105,8 @@ void run_block(const Job& job, int64_t first, int64_t n) {
   copy_out(job, param, first, n);
 }
 
-void run_task(const Job& job, int64_t task) {
-  const ds_adam_args& a = job.a;
-  const int64_t end = min64(a.numel, (task + 1) * kTask);
-  for (int64_t first = task * kTask; first < end; first += kBlock) run_block(job, first, min64(kBlock, end - first));
+void run_task(const Job& job, int64_t begin, int64_t end) {
+  for (int64_t first = begin; first < end; first += kBlock) run_block(job, first, min64(kBlock, end - first));
   if (job.stream_copy) stream_fence();
 }
 
@@ -128,7 +126,9 @@ int32_t adam(const void* arguments, const ds_exec* exec) {
              make_rounding(a->rounding_seed, a->rounding_offset, 1),
              make_rounding(a->rounding_seed, a->rounding_offset, 2),
              a->copy_dtype != DS_NONE && a->numel * element_bytes(a->copy_dtype) > kStreamBytes};
-  parallel_for(exec, ceil_div(a->numel, kTask), [&job](int64_t task) { run_task(job, task); });
+  const int64_t size = units_per_task(exec, a->numel, kUnit) * kUnit;
+  parallel_for(exec, ceil_div(a->numel, size),
+               [&job, size](int64_t task) { run_task(job, task * size, min64(job.a.numel, (task + 1) * size)); });
   return DS_OK;
 }
 

@@ -55,6 +55,18 @@ inline void parallel_for(const ds_exec* exec, int64_t tasks, const Body& body) {
   for (int64_t task = 0; task < tasks; ++task) body(task);
 }
 
+// Note [Long tasks]
+// Memory runs fastest when each thread walks long stretches, so a task is up to kLongTask elements; it is shorter where
+// that would leave threads idle. Only work whose result does not depend on the split may use this: elementwise loops,
+// and loops over blocks whose partial results are kept apart.
+constexpr int64_t kLongTask = 1024 * kBlock;
+
+// Units of `unit` elements in one task.
+inline int64_t units_per_task(const ds_exec* exec, int64_t numel, int64_t unit) {
+  const int64_t share = numel / (16 * max64(exec->threads, 1));
+  return max64(1, min64(share, kLongTask) / unit);
+}
+
 inline bool usable(const ds_exec* exec) { return exec != nullptr && exec->struct_size >= sizeof(ds_exec); }
 
 }  // namespace dsk

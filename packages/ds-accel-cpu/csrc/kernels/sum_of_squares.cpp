@@ -8,11 +8,11 @@ namespace {
 
 constexpr int64_t kSumBlock = 64 * kBlock;
 
-double sum_task(const ds_sum_of_squares_args& a, int64_t task) {
+double sum_unit(const ds_sum_of_squares_args& a, int64_t unit) {
   alignas(64) float buffer[kBlock];
   DoubleLanes lanes;
-  const int64_t end = min64(a.numel, (task + 1) * kSumBlock);
-  for (int64_t first = task * kSumBlock; first < end; first += kBlock) {
+  const int64_t end = min64(a.numel, (unit + 1) * kSumBlock);
+  for (int64_t first = unit * kSumBlock; first < end; first += kBlock) {
     const int64_t n = min64(kBlock, end - first);
     const float* block = buffer;
     if (a.dtype == DS_F32) {
@@ -41,10 +41,14 @@ int32_t sum_of_squares(const void* arguments, const ds_exec* exec) {
   if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
   if (exec->workspace_bytes < sum_of_squares_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
   double* partial = static_cast<double*>(exec->workspace);
-  const int64_t tasks = ceil_div(a->numel, kSumBlock);
-  parallel_for(exec, tasks, [a, partial](int64_t task) { partial[task] = sum_task(*a, task); });
+  const int64_t units = ceil_div(a->numel, kSumBlock);
+  const int64_t per_task = units_per_task(exec, a->numel, kSumBlock);
+  parallel_for(exec, ceil_div(units, per_task), [=](int64_t task) {
+    const int64_t end = min64(units, (task + 1) * per_task);
+    for (int64_t unit = task * per_task; unit < end; ++unit) partial[unit] = sum_unit(*a, unit);
+  });
   double total = 0.0;
-  for (int64_t task = 0; task < tasks; ++task) total += partial[task];
+  for (int64_t unit = 0; unit < units; ++unit) total += partial[unit];
   *a->out = static_cast<float>(total);
   return DS_OK;
 }

@@ -6,6 +6,7 @@ import torch
 
 from ds_accel_cpu import _binding
 from ds_accel_cpu.isa import library, usable_levels
+from ds_accel_cpu.threads import borrow_from_torch
 from ds_core.errors import DsError
 from ds_core.hooks import ReportRow
 
@@ -21,9 +22,10 @@ def rows() -> list[ReportRow]:
         level = ReportRow(SECTION, "kernel library", f"{loaded.target} ({loaded.build})", "ok")
     except DsError as error:
         level = ReportRow(SECTION, "kernel library", str(error), "error")
+    lender = "torch's OpenMP runtime" if borrow_from_torch() else "a pool of its own"
     return [
         level,
         ReportRow(SECTION, "levels usable here", ", ".join(usable_levels()) or "none"),
         ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "not probed on this architecture"),
-        ReportRow(SECTION, "threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
+        ReportRow(SECTION, "threads", f"{torch.get_num_threads()} of {lender}, as torch.set_num_threads says"),
     ]

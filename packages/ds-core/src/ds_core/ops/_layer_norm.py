@@ -108,15 +108,15 @@ def _reference_forward(
 def _reference_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradient, scale = dy.float(), rstd.unsqueeze(-1)
-    normalized = (x.float() - mean.unsqueeze(-1)) * scale
+    gradient, scale = dy.float().contiguous(), rstd.unsqueeze(-1)
+    normalized = (x.float().contiguous() - mean.unsqueeze(-1)) * scale
     weighted = gradient * weight.float()
     along = (weighted * normalized).mean(-1, keepdim=True)
     shift = weighted.mean(-1, keepdim=True)
     dx = (weighted - normalized * along - shift) * scale
     dweight = (gradient * normalized).reshape(-1, x.shape[-1]).sum(0)
     dbias = gradient.reshape(-1, x.shape[-1]).sum(0)
-    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), dbias.to(weight.dtype)
+    return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
 def _fake_forward(

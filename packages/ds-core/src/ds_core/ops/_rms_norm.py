@@ -81,13 +81,13 @@ def _reference_forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tup
 def _reference_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    gradient, scale = dy.float(), rstd.unsqueeze(-1)
-    normalized = x.float() * scale
+    gradient, scale = dy.float().contiguous(), rstd.unsqueeze(-1)
+    normalized = x.float().contiguous() * scale
     weighted = gradient * weight.float()
     projection = (weighted * normalized).mean(-1, keepdim=True)
     dx = (weighted - normalized * projection) * scale
     dweight = (gradient * normalized).reshape(-1, x.shape[-1]).sum(0)
-    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype)
+    return dx.to(x.dtype), dweight.to(weight.dtype)
 
 
 def _fake_forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -161,8 +161,8 @@ class OpAdam(torch.optim.Optimizer):
         before = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, own in zip(self.param_groups, before, strict=True):
-            for key in self.defaults:
-                group.setdefault(key, own[key])
+            for key, value in own.items():
+                group.setdefault(key, value)
         saved = state_dict["state"]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]

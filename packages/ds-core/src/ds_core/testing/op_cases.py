@@ -10,6 +10,7 @@ def test_kernel(op, case):
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ds_core.ops.case import Exactness, Fill, Layout, OpCase, TensorSpec
 from ds_core.ops.registry import resolve
 from ds_core.ops.table import OPS, op
 
-__all__ = ["Call", "as_tuple", "build", "cases", "check", "compare", "every"]
+__all__ = ["Call", "as_tuple", "build", "cases", "check", "check_kernel", "compare", "every"]
 
 
 class Call(NamedTuple):
@@ -62,12 +63,17 @@ def check(name: str, case: OpCase, device_type: str) -> None:
     Raises:
         AssertionError: an output, or an argument that the op changes, is outside of the case's bound.
     """
+    check_kernel(name, case, resolve(name, device_type), device_type)
+
+
+def check_kernel(name: str, case: OpCase, kernel: Callable[..., Any], device_type: str) -> None:
+    """As `check`, for a callable with the signature of the op, whoever brings it."""
     definition = op(name).definition()
     expected_call = build(name, case)
     call = expected_call.clone().to(device_type)
     definition.check(**call.tensors, **call.scalars)
     expected = definition.reference(**expected_call.tensors, **expected_call.scalars)
-    found = resolve(name, device_type)(**call.tensors, **call.scalars)
+    found = kernel(**call.tensors, **call.scalars)
     where = f"{name}, case {case.name}, on {device_type}"
     for index, (got, want) in enumerate(zip(as_tuple(found), as_tuple(expected), strict=True)):
         compare(got.cpu(), want, case.exactness, f"{where}: output {index}")

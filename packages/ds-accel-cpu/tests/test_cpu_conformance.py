@@ -1,0 +1,129 @@
+"""Every op at every level this machine runs: against the references, between levels, and for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ds_accel_cpu.isa import library_path, usable_levels
+from ds_accel_cpu.ops import CpuOps
+from ds_core.ops import native
+from ds_core.ops.case import Exactness
+from ds_core.ops.table import OPS
+from ds_core.testing import op_cases
+
+LEVELS = usable_levels()
+HYPER: dict[str, Any] = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.05, "step": 3}
+ROUNDS_ONCE = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
+def kernels(level: str) -> CpuOps:
+    return CpuOps(native.load(library_path(level)))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leaves torch's thread count as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", list(OPS))
+def test_every_case_agrees_with_the_reference(level: str, name: str) -> None:
+    if name == "adam_" and not ROUNDS_ONCE:
+        pytest.skip("torch was told to run without fma, so its own lerp and addcmul round twice")
+    kernel = getattr(kernels(level), name)
+    for case in op_cases.cases(name):
+        op_cases.check_kernel(name, case, kernel, "cpu")
+
+
+@pytest.mark.parametrize("name", list(OPS))
+def test_levels_give_the_same_bits(name: str) -> None:
+    every = [getattr(kernels(level), name) for level in LEVELS]
+    for case in op_cases.cases(name):
+        calls = [op_cases.build(name, case) for _ in every]
+        results = [
+            (
+                *op_cases.as_tuple(kernel(**call.tensors, **call.scalars)),
+                *(t for t in call.tensors.values() if t is not None),
+            )
+            for kernel, call in zip(every, calls, strict=True)
+        ]
+        for level, result in zip(LEVELS[1:], results[1:], strict=True):
+            for got, want in zip(result, results[0], strict=True):
+                op_cases.compare(got, want, Exactness(ulps=0), f"{name}, {case.name}: {level} and {LEVELS[0]}")
+
+
+def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
+    numel = 300_007
+    generator = torch.Generator().manual_seed(0)
+    p, g, m, v = (torch.randn(numel, generator=generator) for _ in range(4))
+    tensors = [p.bfloat16(), g, m, v.square(), torch.zeros(numel, dtype=torch.float16)]
+    ops.adam_(*tensors, **HYPER, **more)
+    return tensors
+
+
+def norm_call(ops: CpuOps) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(3001, 100, generator=generator) for _ in range(2))
+    w, b = (torch.randn(100, generator=generator) for _ in range(2))
+    y, rstd = ops.rms_norm_forward(x, w, 1e-6)
+    z, mean, rstd2 = ops.layer_norm_forward(x, w, b, 1e-6)
+    return [
+        y,
+        rstd,
+        z,
+        mean,
+        rstd2,
+        *ops.rms_norm_backward(dy, x, w, rstd),
+        *ops.layer_norm_backward(dy, x, w, mean, rstd2),
+    ]
+
+
+def reduction_and_quantization_call(ops: CpuOps) -> list[torch.Tensor]:
+    x = torch.randn(700_001, generator=torch.Generator().manual_seed(0))
+    q, scales = ops.quantize_int8(x, 48)
+    return [ops.sum_of_squares(x), ops.sum_of_squares(x.half()), q, scales, ops.dequantize_int8(q, scales, 48, x.dtype)]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("level", LEVELS)
+def test_results_do_not_depend_on_the_number_of_threads(level: str) -> None:
+    ops = kernels(level)
+    results = []
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        results.append(
+            adam_call(ops)
+            + adam_call(ops, rounding_seed=7, rounding_offset=2**32 - 150_000)
+            + norm_call(ops)
+            + reduction_and_quantization_call(ops)
+        )
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_copy_too_large_for_the_caches_is_written_in_full(level: str) -> None:
+    torch.set_num_threads(2)
+    numel, ahead = 4_500_001, 3
+    p, g, m, v = (torch.full((numel,), x) for x in (1.0, 0.1, 0.0, 0.0))
+    p += torch.arange(numel) * 1e-6
+    wide = torch.full((ahead + numel + ahead,), -1.0, dtype=torch.bfloat16)
+    kernels(level).adam_(p, g, m, v, wide[ahead : ahead + numel], **HYPER)
+    assert torch.equal(wide[ahead : ahead + numel], p.bfloat16())
+    assert (wide[:ahead] == -1).all() and (wide[ahead + numel :] == -1).all()
+
+
+def test_a_level_that_is_not_here_is_skipped_with_its_reason() -> None:
+    from ds_accel_cpu import _binding
+
+    for level in _binding.levels():
+        assert level.usable or level.reason.startswith("lacks ")
+        assert level.usable == (level.name in LEVELS)
