@@ -46,7 +46,7 @@ def load(folder: RunFolder) -> tuple[Gpt, Tokenizer]:
 
 @torch.no_grad()
 def continue_text(
-    model: Gpt, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float = 0.8, top: int = 40, seed: int = 0
+    model: Gpt, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float = 0.7, top: int = 40, seed: int = 0
 ) -> str:
     """`prompt` and what the model adds to it.
 
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--prompt", default="The", help="the text to go on with; default: The")
     parser.add_argument("--tokens", type=int, default=120, help="how many to add; default 120")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest; default 0.7")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text")
     options = parser.parse_args()
     if not options.prompt:

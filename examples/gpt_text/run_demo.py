@@ -106,7 +106,8 @@ def generate(folder: RunFolder, prompt: str) -> int:
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
     if result.returncode == 0:
         folder.sample.write_text(result.stdout, encoding="utf-8")
-        print(textwrap.indent(result.stdout, "  "), end="")
+        for line in result.stdout.splitlines():
+            print(textwrap.fill(line, 78, initial_indent="  ", subsequent_indent="  "))
     return result.returncode
 
 
@@ -123,14 +124,21 @@ def announce(command: list[str]) -> None:
 def supervise(command: list[str]) -> int:
     """Runs a command, shown first; its exit code. SIGINT, SIGTERM and SIGHUP are passed on to it."""
     announce(command)
-    # A session of its own: from the terminal, Ctrl-C reaches it once, through us.
-    process = subprocess.Popen(command, start_new_session=True)
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        if process.poll() is None:
+        if process is None:
+            early.append(number)
+        elif process.poll() is None:
             process.send_signal(number)
 
+    # Handlers come first: a program that is started while a signal is ignored (as nox does) would ignore it too.
     with handling(pass_on):
+        # A session of its own: from the terminal, Ctrl-C reaches it once, through us.
+        process = subprocess.Popen(command, start_new_session=True)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     return code if code >= 0 else 128 - code
 

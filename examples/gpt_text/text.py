@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,9 @@ def _of_python() -> str:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise TextError(f"this Python lacks its reference text ({error}); give one of your own: --data FILE") from None
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    text = re.sub(r"\n[*=~^-]{4,}\n", "\n", text)  # lines under headings
+    return re.sub(r"(?<=\S)\n(?=[^\s*])", " ", text)  # a paragraph as one line; indented examples stay as they are
 
 
 def _of_file(path: Path) -> str:
