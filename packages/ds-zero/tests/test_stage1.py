@@ -134,6 +134,16 @@ def test_stage_1_is_bit_equal_to_stage_0_over_the_grid(world, native):
             assert not same(replicated[0][0], sharded[rank][0]), cell
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_bucket_size_changes_no_number(world):
+    # The clip coefficient comes from the norm, so clipping would show a norm that depends on how shards are cut.
+    whole = run_ranks(train, world, 1, clip=0.01)[0]
+    for bucket in (50, 100, 300):
+        cut = run_ranks(train, world, 1, clip=0.01, bucket=bucket)[0]
+        assert cut[1] == pytest.approx(whole[1], rel=1e-13)
+        assert not same(whole[0], cut[0]), bucket
+
+
 @pytest.mark.parametrize(("accumulation", "backwards"), [(1, 1), (2, 2)])
 def test_two_ranks_are_bit_equal_to_ddp(accumulation, backwards):
     expected = run_ranks(train_ddp, 2, accumulation, backwards)[0]

@@ -142,7 +142,7 @@ class SumOfSquares : public Kernel {
     a.dtype = dtype;
     a.numel = numel;
     a.x = pointer<const void>(x);
-    a.out = pointer<float>(out);
+    a.out = pointer<double>(out);
     run(a, threads);
   }
 };

@@ -49,7 +49,7 @@ int32_t sum_of_squares(const void* arguments, const ds_exec* exec) {
   });
   double total = 0.0;
   for (int64_t unit = 0; unit < units; ++unit) total += partial[unit];
-  *a->out = static_cast<float>(total);
+  *a->out = total;
   return DS_OK;
 }
 

@@ -74,7 +74,7 @@ class CpuOps:
 
     def sum_of_squares(self, x: torch.Tensor) -> torch.Tensor:
         """See `ds_core.ops.sum_of_squares`."""
-        out = torch.empty((), dtype=torch.float32)
+        out = torch.empty((), dtype=torch.float64)
         self._sum_of_squares(x.data_ptr(), out.data_ptr(), x.numel(), _CODE[x.dtype], torch.get_num_threads())
         return out
 

@@ -130,13 +130,13 @@ typedef struct ds_adam_args {
   int64_t rounding_offset;  /* index of the first element in the rounding sequence */
 } ds_adam_args;
 
-/* sum_of_squares: out = float32(sum of x[i]^2), accumulated in float64. */
+/* sum_of_squares: out = sum of x[i]^2, in float64. */
 typedef struct ds_sum_of_squares_args {
   uint32_t struct_size;
   int32_t dtype;
   int64_t numel;
   const void* x;
-  float* out;
+  double* out;
 } ds_sum_of_squares_args;
 
 /* rms_norm_forward: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) of each row. */

@@ -116,7 +116,7 @@ def _ulps(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     """Distance in units in the last place, as int64; 0 between NaNs, and between zeros of either sign."""
     if not got.dtype.is_floating_point:
         return (got.to(torch.int64) - want.to(torch.int64)).abs()
-    width = {2: torch.int16, 4: torch.int32}[got.element_size()]
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
     sign = -(1 << (8 * got.element_size() - 1))
 
     def ordered(x: torch.Tensor) -> torch.Tensor:
