@@ -18,7 +18,7 @@ def test_no_address_is_refused() -> None:
 
 
 def test_a_kernel_that_refuses_says_why() -> None:
-    x, out = torch.ones(4), torch.zeros(())
+    x, out = torch.ones(4), torch.zeros((), dtype=torch.float64)
     kernel = _binding.SumOfSquares(library().kernels["sum_of_squares"].address)
     with pytest.raises(RuntimeError, match=r"kernel sum_of_squares refused the call \(status 2\): the dtypes are not"):
         kernel(x.data_ptr(), out.data_ptr(), 4, 99, 1)

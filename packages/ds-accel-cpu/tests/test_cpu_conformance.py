@@ -59,6 +59,28 @@ def test_levels_give_the_same_bits(name: str) -> None:
                 op_cases.compare(got, want, Exactness(ulps=0), f"{name}, {case.name}: {level} and {LEVELS[0]}")
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("beta2", "g", "v", "once", "twice"),
+    [
+        (0.802711, "0x1.f322e4p-11", "0x1.3eeb54p+0", "0x1.000002p+0", "0x1.000004p+0"),
+        (0.541924, "0x1.7a3e46p-12", "0x1.d86416p+0", "0x1.000002p+0", "0x1.000000p+0"),
+        (0.937366, "0x1.995c82p-8", "0x1.111b10p+0", "0x1.00002ap+0", "0x1.000028p+0"),
+        (0.599058, "0x1.9ff8c6p-8", "0x1.ab566ep+0", "0x1.00010ep+0", "0x1.000110p+0"),
+    ],
+)
+def test_fused_multiply_add_rounds_once_also_where_double_precision_rounds_twice(
+    level: str, beta2: float, g: str, v: str, once: str, twice: str
+) -> None:
+    # The second moment is fma(w * g, g, v * beta2) with v * beta2 = 1: the product is half a unit and less than a hair.
+    grad, moment = torch.full((33,), float.fromhex(g)), torch.full((33,), float.fromhex(v))
+    product = ((1 - beta2) * grad).double() * grad.double()
+    assert (product + (moment * beta2).double()).float()[0].item() == float.fromhex(twice)
+    p, m = torch.zeros(33), torch.zeros(33)
+    kernels(level).adam_(p, grad, m, moment, **{**HYPER, "beta2": beta2})
+    assert moment.unique().tolist() == [float.fromhex(once)]
+
+
 def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
     numel = 300_007
     generator = torch.Generator().manual_seed(0)

@@ -156,7 +156,7 @@ def test_many_small_and_large_calls_with_changing_thread_counts(threads: str) ->
 
 
 def test_workers_flush_denormals_if_and_only_if_the_caller_does(threads: str) -> None:
-    numel = 500_000
+    numel = 8_000_000  # long enough for a worker that sleeps to wake up and take part
     hyper = {"lr": 1e-3, "beta1": 0.5, "beta2": 0.5, "eps": 0.1, "weight_decay": 0.0, "step": 1}
 
     def moments(count: int) -> torch.Tensor:

@@ -47,13 +47,23 @@ def test_special_values_are_there() -> None:
     assert x.isnan().any() and x.isposinf().any() and x.isneginf().any() and (x == 0).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_compare_counts_units_in_the_last_place(dtype: torch.dtype) -> None:
     one = torch.ones(3, dtype=dtype)
     above = torch.nextafter(one, torch.full_like(one, 2))
     op_cases.compare(above, one, Exactness(ulps=1), "x")
     with pytest.raises(AssertionError, match=r"3 of 3 values are off, the first at 0.* 1 ulps away"):
         op_cases.compare(above, one, Exactness(ulps=0), "x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_compare_counts_across_zero(dtype: torch.dtype) -> None:
+    smallest = torch.nextafter(torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype))
+    op_cases.compare(smallest, -smallest, Exactness(ulps=2), "x")
+    with pytest.raises(AssertionError, match="2 ulps away"):
+        op_cases.compare(smallest, -smallest, Exactness(ulps=1), "x")
+    with pytest.raises(AssertionError, match="1 of 1"):
+        op_cases.compare(torch.full((1,), 2.0, dtype=dtype), torch.full((1,), -2.0, dtype=dtype), Exactness(99), "x")
 
 
 def test_compare_takes_zeros_of_either_sign_and_nans_as_equal() -> None:

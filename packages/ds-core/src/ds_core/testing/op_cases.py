@@ -22,6 +22,9 @@ from ds_core.ops.table import OPS, op
 __all__ = ["Call", "as_tuple", "build", "cases", "check", "check_kernel", "compare", "every"]
 
 
+_FAR = torch.iinfo(torch.int64).max
+
+
 class Call(NamedTuple):
     """Arguments of one call, in the order of the schema."""
 
@@ -117,14 +120,17 @@ def _ulps(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     if not got.dtype.is_floating_point:
         return (got.to(torch.int64) - want.to(torch.int64)).abs()
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
-    sign = -(1 << (8 * got.element_size() - 1))
+    lowest = torch.iinfo(width).min
 
-    def ordered(x: torch.Tensor) -> torch.Tensor:
+    def magnitude(x: torch.Tensor) -> torch.Tensor:
         bits = x.contiguous().view(width).to(torch.int64)
-        return torch.where(bits < 0, sign - bits, bits)
+        return torch.where(bits < 0, bits - lowest, bits)
 
-    distance = (ordered(got) - ordered(want)).abs()
-    distance = torch.where(got.isnan() != want.isnan(), torch.iinfo(torch.int64).max, distance)
+    # Same sign: the difference of the magnitudes. Across zero: their sum, which for float64 may not fit.
+    low, high = magnitude(got), magnitude(want)
+    across = torch.where(low > _FAR - high, _FAR, low + high)
+    distance = torch.where(got.signbit() == want.signbit(), (low - high).abs(), across)
+    distance = torch.where(got.isnan() != want.isnan(), _FAR, distance)
     return torch.where(got.isnan() & want.isnan(), 0, distance)
 
 
