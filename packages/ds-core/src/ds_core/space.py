@@ -17,6 +17,7 @@ Note [First gradient is copied, later ones accumulate in place]
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -153,7 +154,7 @@ class FlatGroup:
         self._grads, self._views = None, []
 
 
-class UpdateSpace:
+class UpdateSpace(abc.ABC):
     """Flat groups over a data-parallel process group. Subclasses say which ranges this rank owns."""
 
     def __init__(
@@ -171,9 +172,9 @@ class UpdateSpace:
         self.ranks: int = ranks
         self.flats: list[FlatGroup] = _flatten(parameters, policy, ranks)
 
+    @abc.abstractmethod
     def owned(self, flat: FlatGroup) -> tuple[Range, ...]:
         """Ranges this rank's optimizer updates."""
-        raise NotImplementedError
 
     @property
     def is_sharded(self) -> bool:
@@ -216,9 +217,9 @@ class UpdateSpace:
                     self.reduce_bucket(flat, index, narrow)
                     piece.copy_(narrow)
 
+    @abc.abstractmethod
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor) -> None:
         """Sums `piece`, the gradients of bucket `index`, over ranks, in place, at least on this rank's ranges."""
-        raise NotImplementedError
 
     def publish(self) -> None:
         """Makes every rank's working parameters equal to what their owners computed."""

@@ -9,7 +9,7 @@ from ds_core.hooks import SchedulerEntry
 __all__ = ["ENTRIES", "REFUSED", "VALID_LR_SCHEDULES"]
 
 ENTRIES: tuple[SchedulerEntry, ...] = (
-    SchedulerEntry("LRRangeTest", "ds_core.schedules.range_test:LRRangeTest"),
+    SchedulerEntry("LRRangeTest", "ds_core.schedules.lr_range:LRRangeTest"),
     SchedulerEntry("OneCycle", "ds_core.schedules.one_cycle:OneCycle"),
     SchedulerEntry("WarmupLR", "ds_core.schedules.warmup:WarmupLR"),
     SchedulerEntry("WarmupDecayLR", "ds_core.schedules.warmup:WarmupDecayLR"),
