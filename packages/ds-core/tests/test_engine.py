@@ -258,6 +258,17 @@ def test_frozen_parameters_do_not_move_and_tied_ones_move_once():
     assert torch.equal(model.middle.weight, Tied().middle.weight)
 
 
+def test_parameters_outside_the_optimizer_do_not_pile_up_gradients():
+    model = make_model()
+    engine = ds_core.initialize(model=model, model_parameters=model[2].parameters(), config=config())[0]
+    for x in batches(2):
+        engine.backward((engine(x) ** 2).mean())
+        assert model[0].weight.grad is not None
+        engine.step()
+        assert model[0].weight.grad is None
+    assert torch.equal(model[0].weight, make_model()[0].weight)
+
+
 def test_boundary_can_be_set_by_hand_and_unmanaged_steps_always_update():
     engine = engine_for(make_model(), gradient_accumulation_steps=3)
     assert not engine.is_gradient_accumulation_boundary()

@@ -31,7 +31,8 @@ class Weights(Part):
     def __init__(self) -> None:
         self._module: torch.nn.Module | None = None
         self._space: UpdateSpace | None = None
-        self._loaded = False
+        self._strays: list[torch.nn.Parameter] = []
+        """Parameters that get gradients although no optimizer group holds them."""
 
     def prepare(self, build: Build) -> None:
         """Makes the replicated space unless a part before this one made another; starts all ranks equal."""
@@ -39,6 +40,8 @@ class Weights(Part):
         if build.space is None and build.parameters:
             build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
         self._space = build.space
+        held = {id(parameter) for _, parameter, *_ in build.parameters}
+        self._strays = [p for p in build.module.parameters() if p.requires_grad and id(p) not in held]
         if self._space is not None:
             self._space.broadcast_parameters()
         group = build.mesh.group("data")
@@ -57,6 +60,8 @@ class Weights(Part):
         """Forgets accumulated gradients."""
         if self._space is not None:
             self._space.zero_grad()
+        for parameter in self._strays:
+            parameter.grad = None
 
     def state_plan(self) -> StatePlan:
         """Trainable parameters by shards; frozen parameters and buffers by the first rank."""
