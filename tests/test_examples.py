@@ -25,8 +25,9 @@ if os.environ.get("DS_TEST_INSTALLED") != "1":  # nox installs both; elsewhere t
     for name in ("tokenizers", "matplotlib"):
         pytest.importorskip(name, reason=f"the example needs {name}")
 
-TINY = ("--vocabulary", "300", "--context", "16", "--layers", "2", "--heads", "2", "--width", "32")
-STEPS = 4
+TINY = ("--vocabulary", "300", "--context", "128", "--layers", "2", "--heads", "2", "--width", "32")
+STEPS = 6
+"""More than an epoch of the test text, which is three steps."""
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = random.Random(0)
     words = ("the", "a", "model", "learns", "from", "text", "with", "every", "step", "until", "nothing", "is", "left")
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(" ".join(draw.choice(words) for _ in range(5_000)), encoding="utf-8")
+    path.write_text(" ".join(draw.choice(words) for _ in range(3_000)), encoding="utf-8")
     return path
 
 
@@ -120,6 +121,8 @@ def test_the_demo_trains_plots_saves_and_writes_text(demo: SimpleNamespace) -> N
     assert all(4 < loss < 8 for loss in seen["Train/Samples/train_loss"])
     assert len(seen["Train/Memory/peak_bytes_rank1"]) == STEPS
     assert min(seen["Train/Memory/peak_bytes_rank0"]) > 50 * 2**20
+    assert " of 128 to learn, 1 held out" in demo.output  # so the second rank has none to test on
+    assert all(4 < loss < 8 for loss in seen["Eval/Samples/held_out_loss"])
     assert len(seen["Eval/Samples/held_out_loss"]) == 1
     assert (demo.out / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list((demo.out / "tensorboard").glob("events.out.tfevents.*"))

@@ -45,7 +45,9 @@ def main() -> int:
         return FAULT
     code = supervise(train_command(options, folder))
     checkpoint = folder.checkpoint()
-    if code > 128 and checkpoint is not None:
+    if code > 128 and checkpoint is None:
+        print("\nStopped before the first step; there is nothing to save.")
+    elif code > 128 and checkpoint is not None:
         print(f"\nStopped. The checkpoint is {shown(checkpoint)}. To go on:\n\n  {again(folder, '--resume')}")
     elif code == 0:
         code = generate(folder, options.prompt)

@@ -178,7 +178,7 @@ class Training:
         mine = torch.arange(comm.get_rank(), len(data), comm.get_world_size())
         engine.eval()
         with torch.no_grad():
-            for indices in mine.split(engine.train_micro_batch_size_per_gpu()):
+            for indices in mine.split(engine.train_micro_batch_size_per_gpu()) if len(mine) else ():
                 inputs, targets = (part.to(engine.device) for part in data[indices])
                 total += torch.tensor([engine(inputs, targets).item() * len(indices), len(indices)])
         engine.train()
