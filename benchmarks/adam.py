@@ -30,24 +30,15 @@ def adam_step(context: Context) -> tuple[list[Row], dict[str, Any]]:
         target = f">= 1.0 x {name}"
         if peer in samples:
             ratio = samples[peer].median / ours.median
-            value = f"{ratio:.2f} x ({_rate(ours, numel)} against {_rate(samples[peer], numel)})"
-            rows.append(judge("S8", what, target, value, ratio >= 1.0))
+            note = f"{_rate(ours, numel)} against {_rate(samples[peer], numel)}"
+            rows.append(judge("S8", what, target, f"{ratio:.2f} x", ratio >= 1.0, note))
         else:
             rows.append(skipped("S8", what, target, why[peer]))
     target = ">= 0.95 x the machine's read+write bandwidth"
     if "bound" in samples:
         ratio = samples["bound"].median / ours.median
-        value = f"{ratio:.2f} x ({_rate(ours, numel)} of {_rate(samples['bound'], numel)})"
-        rows.append(
-            judge(
-                "S8",
-                what,
-                target,
-                value,
-                ratio >= 0.95,
-                "bound: one pass that reads the same four arrays and writes the same three",
-            )
-        )
+        note = f"{_rate(ours, numel)} of {_rate(samples['bound'], numel)}"
+        rows.append(judge("S8", what, target, f"{ratio:.2f} x", ratio >= 0.95, note))
     else:
         rows.append(skipped("S8", what, target, why["bound"]))
     rows.append(shown("S8", "torch foreach, for comparison", _rate(samples["foreach"], numel)))
@@ -67,18 +58,13 @@ def whole_update(context: Context) -> tuple[list[Row], dict[str, Any]]:
         target = ">= 1.5 x deepspeed's sequence of passes"
         if "deepspeed" in samples:
             ratio = samples["deepspeed"].median / ours.median
-            value = f"{ratio:.2f} x ({_ms(ours)} against {_ms(samples['deepspeed'])})"
-            rows.append(judge("S9", what, target, value, ratio >= 1.5))
+            note = f"{_ms(ours)} against {_ms(samples['deepspeed'])}"
+            rows.append(judge("S9", what, target, f"{ratio:.2f} x", ratio >= 1.5, note))
         else:
             rows.append(skipped("S9", what, target, why["deepspeed"]))
         ratio = samples["fused"].median / ours.median
-        rows.append(
-            shown(
-                "S9",
-                f"the same against torch's passes with fused Adam, {kind} gradients",
-                f"{ratio:.2f} x ({_ms(samples['fused'])})",
-            )
-        )
+        what = f"the same against torch's passes with fused Adam, {kind} gradients"
+        rows.append(shown("S9", what, f"{ratio:.2f} x", f"{_ms(ours)} against {_ms(samples['fused'])}"))
         rows += _disagreement("S9", engines)
         measured[job] = _to_json(engines)
     return rows, measured
@@ -169,8 +155,8 @@ def _to_json(engines: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rate(sample: Sample, numel: int) -> str:
-    return f"{BYTES_A_PARAMETER * numel / sample.median / 1e9:.1f} GB/s"
+    return sample.text("GB/s", lambda seconds: BYTES_A_PARAMETER * numel / seconds / 1e9)
 
 
 def _ms(sample: Sample) -> str:
-    return f"{sample.median * 1e3:.1f} ms"
+    return sample.text("ms", lambda seconds: seconds * 1e3)

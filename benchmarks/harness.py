@@ -40,6 +40,11 @@ class Sample:
         """The middle value."""
         return statistics.median(self.values)
 
+    def text(self, unit: str, convert: Callable[[float], float] = float) -> str:
+        """Median and range, for a reader."""
+        low, high = sorted((convert(min(self.values)), convert(max(self.values))))
+        return f"{short(convert(self.median))} {unit} ({short(low)} to {short(high)})"
+
     def to_json(self) -> dict[str, Any]:
         """Median, extremes, and every value."""
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": list(self.values)}
@@ -179,6 +184,11 @@ class Worker:
         self.close()
 
 
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def last_words(text: str) -> str:
     """The last line that says something, shortened, without the folders of this machine."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("---", "==="))]
@@ -240,7 +250,7 @@ def machine() -> dict[str, Any]:
         "cache": fields.get("cache size", "unknown"),
         "memory_GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "virtual": "hypervisor" in flags,
-        "system": f"{platform.system()} {platform.release()}",
+        "system": " ".join([platform.system(), *platform.release().split("-")[:1]]),
         "python": platform.python_version(),
     }
 

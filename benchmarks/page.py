@@ -39,8 +39,9 @@ METHOD = """\
   process hold everything in bfloat16 and keep no master: less work, less memory. *FSDP2, fp32 master* keeps one.
 - **deepspeed's optimizer.** In the training job torch's (`torch_adam`). In S2, S8 and S9 its own CPU Adam, which the
   machine's compiler builds at its first use.
-- **The limit (S4b).** The same job in one process that communicates with nobody and has the machine to itself. *Two
-  processes* is the same twice at once: what sharing the machine costs before anything is sent.
+- **The limit (S4b).** The same job in one process that communicates with nobody and has the machine to itself (*one
+  rank alone* in the picture, where its tokens are those of one rank). *Two ranks, no comm.* is the same twice at
+  once: what sharing the machine costs before anything is sent.
 - **State and bytes sent (S6, S7).** Every tensor alive between steps that was not there before the engine is counted.
   Bytes sent are counted where collectives are called; M is the bytes of the bf16 model.
 - **CPU Adam (S8).** One step over one tensor, 28 bytes a parameter: four arrays read, three written. The bound is a

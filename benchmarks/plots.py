@@ -10,12 +10,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from harness import short
 from matplotlib.axes import Axes
 
 OURS, THEIRS, LIMIT = "#1b6ca8", "#b8b8b8", "#c0392b"
 NAMES = {
-    "plain": "one process,\nno comm.",
-    "plain x2": "two processes,\nno comm.",
+    "plain": "one rank\nalone",
+    "plain x2": "two ranks,\nno comm.",
     "ddp": "DDP",
     "fsdp2": "FSDP2",
     "fsdp2m": "FSDP2,\nfp32 master",
@@ -42,19 +43,16 @@ def bars(axes: Axes, samples: Mapping[str, Sample], label: str, scale: Callable[
         color = OURS if engine.startswith(("ours", "ds_core")) else THEIRS
         axes.bar(place, middle, color=color, width=0.7)
         axes.plot([place, place], ends, color="black", linewidth=1)
-        axes.annotate(f"{middle:.3g}", (place, max(ends[1], middle)), ha="center", va="bottom", fontsize=8)
+        axes.annotate(short(middle), (place, max(ends[1], middle)), ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(samples)), [name_of(engine) for engine in samples], fontsize=8)
     axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.12)
 
 
-def line(axes: Axes, height: float, text: str) -> None:
-    """A bound."""
+def line(axes: Axes, height: float) -> None:
+    """A bound; the title says of what."""
     axes.axhline(height, color=LIMIT, linewidth=1, linestyle="--")
-    axes.annotate(
-        text, (0.995, height), xycoords=("axes fraction", "data"), color=LIMIT, fontsize=8, ha="right", va="bottom"
-    )
 
 
 def startup(sections: Mapping[str, Any], folder: Path) -> list[str]:
@@ -68,8 +66,8 @@ def startup(sections: Mapping[str, Any], folder: Path) -> list[str]:
         {name.replace(", ", ",\n").replace(" with its", "\nwith its"): imports[name] for name in imports},
         "seconds",
     )
-    left.set_title("import")
-    line(left, 0.15, "target 0.15 s")
+    left.set_title("import (dashed: the target)")
+    line(left, 0.15)
     bars(right, sections["S2"]["measured"], "seconds")
     right.set_title("process start to first optimizer step, empty caches")
     return [save(figure, folder, "startup.png")]
@@ -85,9 +83,9 @@ def adam(sections: Mapping[str, Any], folder: Path) -> list[str]:
     engines = dict(alone["engines"])
     bound = engines.pop("bound", None)
     bars(axes[0], engines, "GB/s of 28 bytes a parameter", lambda seconds: moved / seconds)
-    axes[0].set_title("Adam step")
+    axes[0].set_title("Adam step (dashed: read+write\nbandwidth of this machine)", fontsize=10)
     if bound is not None:
-        line(axes[0], moved / bound["median"], "this machine's read+write bandwidth")
+        line(axes[0], moved / bound["median"])
     for place, (job, kind) in enumerate((("update", "fp32"), ("update16", "bf16")), start=1):
         bars(axes[place], sections["S9"]["measured"][job]["engines"], "milliseconds", lambda seconds: seconds * 1e3)
         axes[place].set_title(f"unscale, norm, clip, Adam,\nbf16 copy; {kind} gradients", fontsize=10)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -87,9 +88,24 @@ def measure(context: Context, wanted: Sequence[str]) -> tuple[dict[str, Any], li
             rows, measured = [skipped(id, title, "", reason)], {}
             broken.append(f"{id}: {reason}")
         for row in rows:
-            say(f"  {row.status:9} {row.id:4} {row.what}: {row.value or row.note}")
+            say(f"  {row.status:9} {row.id:4} {row.what}: {'; '.join(filter(None, (row.value, row.note)))}")
         sections[id] = {"rows": [row.to_json() for row in rows], "measured": measured, "noise": noise.to_json()}
     return sections, broken
+
+
+def to_text(results: Any) -> str:
+    """JSON with a list of figures on one line, each to six digits, so that two runs can be compared by eye."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [rounded(item) for item in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    text = json.dumps(rounded(results), indent=1)
+    figures = re.compile(r"\[([-+.eE\d\s,]*)\]")
+    return figures.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
 def arguments() -> argparse.Namespace:
@@ -141,7 +157,7 @@ def main() -> None:
         sections, broken = measure(context, asked.only)
         results["sections"] |= sections
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(to_text(results))
     say(f"wrote {file.relative_to(out)} and {page.write(results, out / 'docs').relative_to(out)} in {out}")
     if broken:
         sys.exit("this project's own side failed: " + "; ".join(broken))

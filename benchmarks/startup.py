@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import WORKLOADS, Context, Sample, Unavailable, Worker, alone, take_turns
+from harness import WORKLOADS, Context, Unavailable, Worker, alone, take_turns
 from rows import Row, judge, shown, skipped
 
 IMPORT_ROUNDS = 9
@@ -47,17 +47,17 @@ def imports(context: Context) -> tuple[list[Row], dict[str, Any]]:
                 "S1",
                 f"`import ds_core` {what}",
                 "<= 0.15 s",
-                _seconds(sample),
+                sample.text("s"),
                 sample.median <= 0.15,
                 f"wheels installed: {wheels}",
             )
         )
     extra = samples["ds_core with its engine and plugins, above torch"]
-    rows.append(shown("S1", "the same with the engine and every plugin's module loaded", _seconds(extra)))
+    rows.append(shown("S1", "the same with the engine and every plugin's module loaded", extra.text("s")))
     if missing:
         rows.append(skipped("S1", "`import deepspeed` above `import torch`", "", missing))
     else:
-        rows.append(shown("S1", "`import deepspeed` above `import torch`", _seconds(samples["deepspeed, above torch"])))
+        rows.append(shown("S1", "`import deepspeed` above `import torch`", samples["deepspeed, above torch"].text("s")))
     return rows, {name: sample.to_json() for name, sample in samples.items()}
 
 
@@ -112,20 +112,13 @@ def first_steps(context: Context) -> tuple[list[Row], dict[str, Any]]:
     ]
     what, target = "process start to first optimizer step, empty caches", "<= 1/5 of deepspeed's with its CPU Adam"
     if missing:
-        rows.append(skipped("S2", what, target, f"{missing}; ours took {_seconds(samples['ours'])}"))
+        rows.append(skipped("S2", what, target, f"{missing}; ours took {samples['ours'].text('s')}"))
     else:
         ours, theirs = samples["ours"].median, samples["deepspeed"].median
         built = max(sum(count[name] for name in COMPILERS) for count in calls["deepspeed"])
-        rows.append(
-            judge(
-                "S2",
-                what,
-                target,
-                f"{_seconds(samples['ours'])} against {_seconds(samples['deepspeed'])}: 1/{theirs / ours:.1f}",
-                ours <= theirs / 5,
-                f"deepspeed started {built} compilers; its optimizer: `{optimizers['deepspeed']}`",
-            )
-        )
+        times = f"{samples['ours'].text('s')} against {samples['deepspeed'].text('s')}"
+        note = f"{times}; deepspeed started {built} compilers; its optimizer: `{optimizers['deepspeed']}`"
+        rows.append(judge("S2", what, target, f"1/{theirs / ours:.1f}", ours <= theirs / 5, note))
     measured: dict[str, Any] = {name: sample.to_json() for name, sample in samples.items()}
     for name in samples:
         measured[name]["programs_started"] = calls[name]
@@ -182,7 +175,3 @@ def _watch_programs(folder: Path, log: Path, path: str) -> Path:
         script.write_text(f'#!/bin/sh\necho {name} >> "{log}"\nexec "{real}" "$@"\n')
         script.chmod(0o755)
     return folder
-
-
-def _seconds(sample: Sample) -> str:
-    return f"{sample.median:.3g} s ({min(sample.values):.3g} to {max(sample.values):.3g})"

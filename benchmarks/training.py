@@ -19,6 +19,7 @@ STAGES = range(4)
 TORCH = ("ddp", "fsdp2")
 OPTIMIZER_BYTES = 12
 """Bytes a parameter that stage 1 shards: master and two moments in float32."""
+FORMULAS = {0: "16", 1: "4 + 12/N", 2: "2 + 14/N", 3: "16/N"}
 SENT_MODELS = {0: 2, 1: 2, 2: 2, 3: 3}
 """Times the model's bytes that a stage may send, each times (N-1)/N."""
 
@@ -122,35 +123,27 @@ def _train(context: Context, precision: str, stages: list[int]) -> tuple[dict[st
 def _speed_rows(precision: str, stages: list[int], jobs: dict[str, Job], why: dict[str, str]) -> list[Row]:
     """Tokens per second against deepspeed at the same stage and FSDP2."""
     id = "S3" if precision == "bf16" else "S4"
-    bounds = {"ds": 2.5, "fsdp2": 2.0} if precision == "bf16" else {"ds": 1.3, "fsdp2": 1.3}
+    factors = {"ds": 2.5, "fsdp2": 2.0} if precision == "bf16" else {"ds": 1.3, "fsdp2": 1.3}
     rows = []
     for stage in STAGES:
         what = f"GPT of 34 M parameters, {RANKS} ranks, {precision}, stage {stage}: tokens/s"
-        note = "" if stage == 3 else "the target is set for stage 3; the same bound is shown here"
-        for peer in (f"ds{stage}", "fsdp2"):
-            name = f"deepspeed stage {stage}" if peer != "fsdp2" else "FSDP2"
-            factor = bounds["fsdp2" if peer == "fsdp2" else "ds"]
-            target = f">= {factor} x {name}"
-            if stage not in stages:
-                rows.append(absent(id, what, target))
-            elif peer in why:
+        peers = [(f"ds{stage}", f"deepspeed stage {stage}", factors["ds"]), ("fsdp2", "FSDP2", factors["fsdp2"])]
+        if stage not in stages:
+            rows.append(absent(id, what, ", ".join(f">= {factor} x {name}" for _, name, factor in peers)))
+            continue
+        ours = jobs[f"ours{stage}"].sample("tokens_s")
+        for peer, name, factor in peers:
+            target = f">= {factor} x {name}" + ("" if stage == 3 else " (set for stage 3)")
+            if peer in why:
                 rows.append(skipped(id, what, target, why[peer]))
-            else:
-                ours, theirs = jobs[f"ours{stage}"].sample("tokens_s"), jobs[peer].sample("tokens_s")
-                ratio = ours.median / theirs.median
-                rows.append(
-                    judge(
-                        id,
-                        what,
-                        target,
-                        f"{ratio:.2f} x ({_rate(ours)} against {_rate(theirs)})",
-                        ratio >= factor,
-                        note,
-                    )
-                )
-        if stage in stages:
-            ours, theirs = jobs[f"ours{stage}"].sample("tokens_s"), jobs["ddp"].sample("tokens_s")
-            rows.append(shown(id, f"{what}, against DDP", f"{ours.median / theirs.median:.2f} x ({_rate(theirs)})"))
+                continue
+            theirs = jobs[peer].sample("tokens_s")
+            ratio = ours.median / theirs.median
+            note = f"{ours.text('tokens/s')} against {theirs.text('tokens/s')}"
+            rows.append(judge(id, what, target, f"{ratio:.2f} x", ratio >= factor, note))
+        theirs = jobs["ddp"].sample("tokens_s")
+        against = f"{ours.text('tokens/s')} against {theirs.text('tokens/s')}"
+        rows.append(shown(id, f"{what}, against DDP", f"{ours.median / theirs.median:.2f} x", against))
     return rows
 
 
@@ -165,9 +158,9 @@ def _limit_rows(precision: str, stages: list[int], jobs: dict[str, Job]) -> list
             continue
         ours = jobs[f"ours{stage}"].sample("step_s")
         ratio = ours.median / limit.median
-        value = f"{ratio:.2f} x ({ours.median:.3f} s against {limit.median:.3f} s)"
-        note = f"against {RANKS} such processes at once: {ours.median / crowded.median:.2f} x"
-        rows.append(judge("S4b", what, "<= 1.15 x", value, ratio <= 1.15, note))
+        beside = f"against {RANKS} such processes at once {ours.median / crowded.median:.2f} x"
+        note = f"{ours.text('s')} against {limit.text('s')}; {beside}"
+        rows.append(judge("S4b", what, "<= 1.15 x", f"{ratio:.2f} x", ratio <= 1.15, note))
     return rows
 
 
@@ -176,17 +169,19 @@ def _memory_rows(precision: str, stages: list[int], jobs: dict[str, Job], why: d
     rows = []
     for stage in STAGES:
         what = f"peak memory of a rank above the interpreter, {precision}, stage {stage}"
-        for peer, name, factor in ((f"ds{stage}", f"deepspeed stage {stage}", 0.5), ("fsdp2", "FSDP2", 0.75)):
+        peers = [(f"ds{stage}", f"deepspeed stage {stage}", 0.5), ("fsdp2", "FSDP2", 0.75)]
+        if stage not in stages:
+            rows.append(absent("S5", what, ", ".join(f"<= {factor} x {name}" for _, name, factor in peers)))
+            continue
+        for peer, name, factor in peers:
             target = f"<= {factor} x {name}"
-            if stage not in stages:
-                rows.append(absent("S5", what, target))
-            elif peer in why:
+            if peer in why:
                 rows.append(skipped("S5", what, target, why[peer]))
-            else:
-                ours, theirs = jobs[f"ours{stage}"].sample("peak_MB"), jobs[peer].sample("peak_MB")
-                ratio = ours.median / theirs.median
-                value = f"{ratio:.2f} x ({ours.median:.0f} MB against {theirs.median:.0f} MB)"
-                rows.append(judge("S5", what, target, value, ratio <= factor))
+                continue
+            ours, theirs = jobs[f"ours{stage}"].sample("peak_MB"), jobs[peer].sample("peak_MB")
+            ratio = ours.median / theirs.median
+            note = f"{ours.text('MB')} against {theirs.text('MB')}"
+            rows.append(judge("S5", what, target, f"{ratio:.2f} x", ratio <= factor, note))
     return rows
 
 
@@ -208,20 +203,22 @@ def counts(context: Context) -> tuple[list[Row], dict[str, Any]]:
     measured: dict[str, Any] = {}
     stages = stages_built(context)
     for stage in STAGES:
+        held, sent = (
+            f"bytes of model state per parameter and rank, stage {stage}",
+            f"bytes sent per step, stage {stage}",
+        )
+        volume = f"{SENT_MODELS[stage]} M x (N-1)/N, nothing else above 1%"
+        if stage not in stages:
+            rows += [absent("S6", held, f"exactly {FORMULAS[stage]}"), absent("S7", sent, volume)]
+            continue
         for ranks in (2, 4):
-            held = f"bytes of model state per parameter and rank, stage {stage}, N = {ranks}"
-            sent = f"bytes sent per step, stage {stage}, N = {ranks}"
-            goal, models = _state_bytes(stage, ranks), SENT_MODELS[stage]
-            targets = f"exactly {goal:g}", f"{models} M x (N-1)/N, nothing else above 1%"
-            if stage not in stages:
-                rows += [absent("S6", held, targets[0]), absent("S7", sent, targets[1])]
-                continue
             job = Job(context, f"ours{stage}", ranks, "--bf16", "--count", *COUNT_SIZE)
             job()
             result = job.results[0]
             measured[f"stage {stage}, {ranks} ranks"] = result
-            rows.append(_held_row(held, targets[0], goal, result))
-            rows.append(_sent_row(sent, targets[1], models, result))
+            goal = _state_bytes(stage, ranks)
+            rows.append(_held_row(f"{held}, N = {ranks}", f"exactly {FORMULAS[stage]} = {goal:g}", goal, result))
+            rows.append(_sent_row(f"{sent}, N = {ranks}", volume, SENT_MODELS[stage], result))
     return rows, measured
 
 
@@ -255,7 +252,3 @@ def _sent_row(what: str, target: str, models: int, result: dict[str, Any]) -> Ro
     value = f"{total / unit:.4g} M x (N-1)/N"
     is_met = abs(total - models * unit) <= len(big) and rest <= 0.01 * unit
     return judge("S7", what, target, value, is_met, f"{parts}; all else: {rest} bytes")
-
-
-def _rate(sample: Sample) -> str:
-    return f"{sample.median:,.0f}/s"
