@@ -134,6 +134,14 @@ def test_stage_1_is_bit_equal_to_stage_0_over_the_grid(world, native):
             assert not same(replicated[0][0], sharded[rank][0]), cell
 
 
+def test_stochastic_rounding_draws_by_position_whoever_updates():
+    cell = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "stochastic_rounding": True}, "seed": 3}
+    replicated, sharded = (run_ranks(train, 2, stage, **cell)[0][0] for stage in (0, 1))
+    assert not same(replicated, sharded)
+    nearest = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, "seed": 3}
+    assert same(replicated, run_ranks(train, 2, 0, **nearest)[0][0])
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_bucket_size_changes_no_number(world):
     # The clip coefficient comes from the norm, so clipping would show a norm that depends on how shards are cut.

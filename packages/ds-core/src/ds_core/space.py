@@ -221,6 +221,7 @@ class UpdateSpace(abc.ABC):
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor) -> None:
         """Sums `piece`, the gradients of bucket `index`, over ranks, in place, at least on this rank's ranges."""
 
+    @abc.abstractmethod
     def publish(self) -> None:
         """Makes every rank's working parameters equal to what their owners computed."""
 
@@ -277,6 +278,9 @@ class ReplicatedSpace(UpdateSpace):
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor) -> None:
         """All-reduces the bucket."""
         comm.all_reduce(piece, group=self.group)
+
+    def publish(self) -> None:
+        """Nothing to share: every rank computed everything."""
 
 
 def _flatten(parameters: Iterable[NamedParameter], policy: SpacePolicy, ranks: int) -> list[FlatGroup]:

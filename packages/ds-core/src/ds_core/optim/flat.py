@@ -22,6 +22,8 @@ class FlatUpdate(NamedTuple):
         group: optimizer group.
         param_index: which parameter of the group.
         step: how many updates these elements have had, this one included; what bias correction counts.
+        position: where the run lies among all elements of the model, whoever updates them; stochastic rounding draws by
+            it, so that the number of ranks does not change what is drawn. Negative: by the place in the parameter.
     """
 
     param: torch.Tensor
@@ -31,6 +33,7 @@ class FlatUpdate(NamedTuple):
     group: int
     param_index: int
     step: int
+    position: int = -1
 
 
 @runtime_checkable

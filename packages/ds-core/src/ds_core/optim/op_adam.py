@@ -149,7 +149,7 @@ class OpAdam(torch.optim.Optimizer):
                 step=update.step,
                 grad_factor=grad_factor,
                 rounding_seed=_seed_of(rounding_seed, update),
-                rounding_offset=start,
+                rounding_offset=start if update.position < 0 else update.position,
                 **hypers[update.group],
             )
 
@@ -201,9 +201,9 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seed_of(rounding_seed: int, update: FlatUpdate) -> int:
-    """A seed for each parameter, so that two of them do not draw alike."""
-    if rounding_seed < 0:
-        return -1
+    """A seed for each parameter that has no position, so that two of them do not draw alike."""
+    if rounding_seed < 0 or update.position >= 0:
+        return rounding_seed
     place = (update.group << 32) + update.param_index
     return (rounding_seed + place * 0x9E3779B97F4A7C15) & _SEED_MASK
 

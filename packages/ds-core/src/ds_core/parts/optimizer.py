@@ -38,6 +38,8 @@ class OptimizerStep(Part):
         self.optimizer: torch.optim.Optimizer | None = None
         self.pieces: list[MasterPiece] = []
         self.steps: dict[int, list[int]] = {}
+        self._first: dict[int, int] = {}
+        """Elements of the model that lie before a flat group, by its id."""
         self._flat = False
         self._rounding_seed: int | None = None
         self._space: UpdateSpace | None = None
@@ -65,6 +67,8 @@ class OptimizerStep(Part):
         make = flat_pieces if self._flat else parameter_pieces
         self.pieces = make(space, build.master_dtype)
         self.steps = {id(flat): [0] * len(flat.parameters) for flat in space.flats}
+        sizes = itertools.accumulate((flat.layout.numel for flat in space.flats), initial=0)
+        self._first = {id(flat): first for flat, first in zip(space.flats, sizes, strict=False)}
         _replace(optimizer, self.pieces)
         self.optimizer = build.optimizer = optimizer
         bf16 = build.config["bf16"]
@@ -122,6 +126,7 @@ class OptimizerStep(Part):
                         group=flat.group_index,
                         param_index=index,
                         step=run.step,
+                        position=self._first[key] + run.start,
                     )
                 )
         factor = None if update.grad_factor == 1.0 else torch.tensor(update.grad_factor, dtype=torch.float32)

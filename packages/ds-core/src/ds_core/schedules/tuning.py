@@ -8,8 +8,8 @@ from typing import Any
 
 from ds_core.errors import ConfigError, did_you_mean
 from ds_core.optim.params import accepted
-from ds_core.schedules.one_cycle import OneCycle
 from ds_core.schedules.lr_range import LRRangeTest
+from ds_core.schedules.one_cycle import OneCycle
 from ds_core.schedules.registry import VALID_LR_SCHEDULES
 from ds_core.schedules.warmup import WarmupCosineLR, WarmupDecayLR, WarmupLR
 
