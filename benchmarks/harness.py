@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import select
 import socket
 import statistics
@@ -64,6 +65,7 @@ class Side:
             Unavailable: it failed or took too long; the text is its last line.
         """
         command = [str(self.python), *arguments]
+        name = next((Path(word).name for word in arguments if word.endswith(".py")), "python")
         try:
             done = subprocess.run(
                 command,
@@ -74,9 +76,9 @@ class Side:
                 cwd=tempfile.gettempdir(),
             )
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"{Path(arguments[0]).name} did not end within {timeout_s:.0f} s") from None
+            raise Unavailable(f"{name} did not end within {timeout_s:.0f} s") from None
         if done.returncode:
-            raise Unavailable(f"{Path(arguments[0]).name}: {last_words(done.stderr)}")
+            raise Unavailable(f"{name}: {last_words(done.stderr)}")
         return done.stdout
 
 
@@ -189,10 +191,13 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception): .+)$", re.MULTILINE)
+
+
 def last_words(text: str) -> str:
-    """The last line that says something, shortened, without the folders of this machine."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("---", "==="))]
-    errors = [line for line in lines if "Error" in line and not line.startswith("torch.distributed.elastic")]
+    """The last error, or the last line that says something, without the folders of this machine."""
+    errors = [error for error in ERROR.findall(text) if "ChildFailedError" not in error]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     words = (errors or lines or ["it said nothing"])[-1]
     return words.replace(str(ROOT), ".").replace(str(Path.home()), "~").replace(sys.prefix, "env")[:300]
 
