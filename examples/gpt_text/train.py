@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from display import Display, StepReport, display
@@ -29,7 +28,7 @@ from torch.utils.data import TensorDataset
 import ds_core
 from ds_core import comm
 from ds_core.errors import DsError, MissingWheelError
-from ds_core.monitors import MonitorMaster, peak_memory
+from ds_core.monitors import peak_memory
 from ds_core.monitors.events import TRAIN_LOSS
 from ds_core.monitors.jsonl import read_events
 from ds_core.monitors.plot import write_training_plot
@@ -189,7 +188,7 @@ class Training:
         """Writes summary and plot. Called on the first rank."""
         engine, folder = self.engine, self.folder
         if held_out is not None:
-            monitor_of(engine).write_events([("Eval/Samples/held_out_loss", held_out, engine.global_samples)])
+            engine.monitor.write_events([("Eval/Samples/held_out_loss", held_out, engine.global_samples)])
         summary = {
             "steps": engine.global_steps,
             "of_steps": self.plan.steps,
@@ -219,7 +218,7 @@ class Training:
         samples = self.engine.global_samples
         events = [(peak_memory(rank), float(peak), samples) for rank, peak in enumerate(self.peaks)]
         events.append(("Train/Samples/tokens_per_s", self.speed.tokens_per_s, samples))
-        monitor_of(self.engine).write_events(events)
+        self.engine.monitor.write_events(events)
 
 
 class Speed:
@@ -249,13 +248,6 @@ class Speed:
         """The mean rate so far."""
         steps, since_s = (self._steps - 1, self._first_s) if self._steps > 1 else (self._steps, self._start_s)
         return steps * self._tokens / max(self._last_s - since_s, 1e-9)
-
-
-def monitor_of(engine: ds_core.Engine) -> MonitorMaster:
-    """Where the engine writes its own metrics; on other ranks than the first it has no sinks."""
-    reporting: Any = next(part for part in engine.parts if part.name == "reporting")
-    found: MonitorMaster = reporting.monitor
-    return found
 
 
 if __name__ == "__main__":

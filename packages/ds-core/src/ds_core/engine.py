@@ -10,6 +10,7 @@ import torch
 
 from ds_core.engine_api import EngineApi
 from ds_core.errors import EngineError
+from ds_core.monitors import MonitorMaster
 from ds_core.part import Part, Update, overrides
 from ds_core.watch import OutputWatch
 
@@ -31,6 +32,7 @@ class Engine(EngineApi):
         module: the wrapped module.
         optimizer: the optimizer handle, or None.
         lr_scheduler: the schedule, or None.
+        monitor: where metrics go; a script writes its own with ``monitor.write_events``; silent on other ranks.
         training_dataloader: the loader made from ``training_data``, or None.
         global_steps, global_samples, micro_steps, skipped_steps: counters since the start of training.
     """
@@ -44,7 +46,7 @@ class Engine(EngineApi):
         self.device: torch.device = build.device
         self.parts: list[Part] = parts
         self.runner = build.runner
-        self.monitor = build.monitor
+        self.monitor: MonitorMaster = build.monitor or MonitorMaster({}, rank=1)
         self.optimizer = build.optimizer_handle(parts)
         self.lr_scheduler = build.lr_scheduler
         self.training_dataloader: DistributedLoader | None = build.loader

@@ -60,11 +60,18 @@ def _next(batches: Iterator[Any]) -> Any:
 
 
 def _call(engine: Engine, batch: Any) -> Any:
+    batch = torch.utils._pytree.tree_map(lambda value: _to(engine.device, value), batch)
     if isinstance(batch, Mapping):
         return engine(**batch)
     if isinstance(batch, tuple | list):
         return engine(*batch)
     return engine(batch)
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.device.type != device.type:
+        return value.to(device, non_blocking=True)
+    return value
 
 
 def loss_of(output: Any) -> torch.Tensor:

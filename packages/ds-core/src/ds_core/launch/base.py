@@ -78,23 +78,29 @@ class Launcher(ABC):
 
 def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int | None]:
     """Run the command in a session of its own; its exit code, and the signal this process received meanwhile."""
-    try:
-        # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, and not from both sides.
-        process = subprocess.Popen(list(command), env=dict(environ), start_new_session=True)
-    except OSError as error:
-        raise LaunchError(f"cannot start {command[0]}: {error}") from error
     received: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if process.poll() is None:
-            if len(received) == 1:
-                sys.stderr.write(f"ds run: {signal.Signals(number).name}: waiting for the ranks to end\n")
-                process.send_signal(number)
-            else:
-                process.kill()  # the ranks notice that their parent is gone and end within a second
+        for process in started:
+            if process.poll() is None:
+                if len(received) == 1:
+                    sys.stderr.write(f"ds run: {signal.Signals(number).name}: waiting for the ranks to end\n")
+                    process.send_signal(number)
+                else:
+                    process.kill()  # the ranks notice that their parent is gone and end within a second
 
+    # Before the start: a signal that we were started with ignored (a shell's `&`) would stay ignored in the agent.
     with _handling(forward):
+        try:
+            # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, not from both sides.
+            process = subprocess.Popen(list(command), env=dict(environ), start_new_session=True)
+        except OSError as error:
+            raise LaunchError(f"cannot start {command[0]}: {error}") from error
+        started.append(process)
+        if received:
+            process.send_signal(received[0])
         code = process.wait()
     return code, received[0] if received else None
 
