@@ -261,14 +261,23 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, with the peers in an environment of their own."""
     install_wheels(session, list(PACKAGES), "matplotlib")
-    peers = ROOT / ".nox" / "bench-peers"
-    python = peers / ("Scripts" if os.name == "nt" else "bin") / "python"
+    try:
+        peers = ["--peers-python", str(peers_python(session))]
+    except nox.command.CommandFailed:
+        peers = ["--peers-missing", f"{', '.join(PEER_REQUIREMENTS)} could not be installed here"]
+    session.run("python", "benchmarks/run.py", *peers, *session.posargs, env=QUIET_ENV)
+
+
+def peers_python(session: nox.Session) -> Path:
+    """Python of the environment that holds the peers, made at first use."""
+    folder = ROOT / ".nox" / "bench-peers"
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
-        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(peers), external=True)
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS)]
     session.run(*pip, "torch", "numpy", "setuptools", "wheel", "ninja", external=True)
     session.run(*pip, "--no-build-isolation", *PEER_REQUIREMENTS, external=True, env={"DS_BUILD_OPS": "0"})
-    session.run("python", "benchmarks/run.py", "--peers-python", str(python), *session.posargs, env=QUIET_ENV)
+    return python
 
 
 # --- release ------------------------------------------------------------------------------------------------------
