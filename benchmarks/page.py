@@ -33,7 +33,7 @@ METHOD = """\
 
 - **Training (S3 to S5).** A GPT of 34 M parameters (8 layers, 512 wide, vocabulary 8192), micro-batch of 4 x 128
   tokens, clipping at 1, AdamW, 2 ranks with one thread each. Every engine starts from the same weights, sees the same
-  tokens, and must reach the loss of DDP. A round starts every engine anew. Peak memory is the most a rank had resident
+  tokens; the losses are compared. A round starts every engine anew. Peak memory is the most a rank had resident
   less what it had after importing its framework and before a process group or a model.
 - **Precision.** With bf16, deepspeed and this project keep float32 masters and moments. DDP, FSDP2 and the single
   process hold everything in bfloat16 and keep no master: less work, less memory. *FSDP2, fp32 master* keeps one.
