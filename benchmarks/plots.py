@@ -69,7 +69,7 @@ def startup(sections: Mapping[str, Any], folder: Path) -> list[str]:
     left.set_title("import (dashed: the target)")
     line(left, 0.15)
     bars(right, sections["S2"]["measured"], "seconds")
-    right.set_title("process start to first optimizer step, empty caches")
+    right.set_title("process start to first step,\nempty caches", fontsize=10)
     return [save(figure, folder, "startup.png")]
 
 
