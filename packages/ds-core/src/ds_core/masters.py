@@ -8,8 +8,8 @@ Note [Two shapes of pieces]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -45,23 +45,37 @@ class MasterPiece:
     master: torch.nn.Parameter
     separate: bool
     slot_index: int | None = None
+    _fragments: tuple[tuple[int, Slot, Range], ...] = field(init=False, repr=False)
+    _whole: list[Run] = field(init=False, repr=False)
+    """The runs when every parameter is used and all count the same step, with step 0."""
+
+    def __post_init__(self) -> None:
+        """Plans once what every step asks for."""
+        slots = self.flat.layout.slots
+        self._fragments = tuple((i, slots[i], part) for i, part in self.flat.layout.fragments((self.span,)))
+        self._whole = self._cut([0] * len(slots), [True] * len(slots))
 
     @property
     def working(self) -> torch.Tensor:
         """The working values of the span, 1-D."""
         return self.flat.working[self.span.start : self.span.stop]
 
-    def fragments(self) -> Iterator[tuple[int, Slot, Range]]:
+    def fragments(self) -> tuple[tuple[int, Slot, Range], ...]:
         """(slot index, slot, range in flat coordinates) of every parameter in the piece."""
-        for index, part in self.flat.layout.fragments((self.span,)):
-            yield index, self.flat.layout.slots[index], part
+        return self._fragments
 
     def runs(self, steps: Sequence[int], used: Sequence[bool]) -> list[Run]:
         """The piece cut where a parameter is unused or counts another step; neighbours with one count are joined.
 
-        The padding between neighbours is zero and stays zero under an update."""
+        The padding between neighbours is zero and stays zero under an update.
+        """
+        if all(used) and len(set(steps)) == 1:
+            return [run._replace(step=steps[0]) for run in self._whole]
+        return self._cut(steps, used)
+
+    def _cut(self, steps: Sequence[int], used: Sequence[bool]) -> list[Run]:
         runs: list[Run] = []
-        for index, _, part in self.fragments():
+        for index, _, part in self._fragments:
             if not used[index]:
                 continue
             is_next = bool(runs) and part.start - runs[-1].stop < ALIGNMENT_NUMEL

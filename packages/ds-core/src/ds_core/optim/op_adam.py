@@ -1,4 +1,10 @@
-"""`OpAdam`: Adam and AdamW made of the op ``adam_``, on whatever device an installed wheel or the reference serves."""
+"""`OpAdam`: Adam and AdamW made of the op ``adam_``, on whatever device an installed wheel or the reference serves.
+
+Note [Undecorated]
+    ``torch.optim.Optimizer.add_param_group`` is decorated so that torch's compiler leaves it alone, and the decorator
+    imports that compiler, which takes more than a second and 85 MB in every process. Calling the method it wraps does
+    the same work; where torch no longer wraps it, the method itself is called.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +78,12 @@ class OpAdam(torch.optim.Optimizer):
             ConfigError: a hyperparameter is out of range.
         """
         _check_group({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        # See Note [Undecorated]: torch's method is wrapped to be skipped by its compiler, and the wrapper imports it.
+        undecorated = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
+        if undecorated is None:
+            super().add_param_group(param_group)
+        else:
+            undecorated(self, param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -135,6 +135,14 @@ class OptimizerStep(Part):
 
     def _step_pieces(self, update: Update, used: Mapping[int, Sequence[bool]]) -> None:
         assert self.optimizer is not None
+        assert self._space is not None
+        scaled = set()
+        if update.grad_factor != 1.0:
+            # One multiplication over each owned range rather than one for each parameter.
+            for flat in {id(p.flat): p.flat for p in self.pieces if p.master.dtype == p.flat.grad_dtype}.values():
+                scaled.add(id(flat))
+                for part in self._space.owned(flat):
+                    flat.grads[part.start : part.stop].mul_(update.grad_factor)
         for piece in self.pieces:
             assert piece.slot_index is not None
             if not used[id(piece.flat)][piece.slot_index]:
@@ -143,7 +151,7 @@ class OptimizerStep(Part):
             gradient = piece.flat.grads[piece.span.start : piece.span.stop].view(piece.master.shape)
             if gradient.dtype != piece.master.dtype:
                 gradient = gradient.to(piece.master.dtype)
-            if update.grad_factor != 1.0:
+            if update.grad_factor != 1.0 and id(piece.flat) not in scaled:
                 gradient.mul_(update.grad_factor)
             if piece.master.grad is None or piece.master.grad.data_ptr() != gradient.data_ptr():
                 piece.master.grad = gradient
