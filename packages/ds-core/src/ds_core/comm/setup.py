@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +30,8 @@ __all__ = ["default_timeout", "destroy_process_group", "init_distributed", "mpi_
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 1800.0
+EXIT_GRACE_S = 0.1
+"""What a rank waits at exit for gloo's threads; see `_let_workers_finish`."""
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
@@ -84,6 +88,9 @@ def init_distributed(
         _start(backend, placement, init_method, limit)
     except (RuntimeError, ValueError, OSError) as error:
         raise CommError(_start_failure(error, backend, placement, init_method)) from error
+    if placement.world_size > 1:
+        atexit.unregister(_let_workers_finish)
+        atexit.register(_let_workers_finish)
     _label(dist.group.WORLD, WORLD_LABEL)
     if verbose:
         logger.info(
@@ -202,6 +209,15 @@ def _export(placement: Placement) -> None:
 def _loopback_interface() -> str | None:
     known = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in known), None)
+
+
+def _let_workers_finish() -> None:
+    """Gives gloo's worker threads the moment they need to let go of the last collective's tensors.
+
+    Run at exit. A worker that still waits for the interpreter lock when Python finalizes is ended inside a destructor,
+    and the process aborts although all went well.
+    """
+    time.sleep(EXIT_GRACE_S)
 
 
 def _start(backend: str, placement: Placement, init_method: str | None, limit: timedelta) -> None:

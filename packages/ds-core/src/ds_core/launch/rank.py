@@ -2,21 +2,30 @@
 
 Started by the agent as ``python -m ds_core.launch.rank [--bind-cores] [--module] SCRIPT ARGS...``. Imports nothing
 heavy, so that the script decides when torch is imported.
+
+Note [A rank leaves without native teardown]
+    A worker thread of gloo gives back the tensors of the last collective after whoever waited for it has gone on. When
+    Python finalizes in that moment, the thread is ended inside a destructor, and the process aborts although the script
+    succeeded. So a rank does all that Python does at exit (threads, atexit functions, buffers) and then ends at once.
 """
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import io
 import json
 import os
 import runpy
 import sys
+import threading
 import time
 import traceback
 import types
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from ds_core.launch.orphan import end_with_parent
 
@@ -44,7 +53,10 @@ def main(words: list[str]) -> None:
     except SystemExit as stop:
         if stop.code not in (None, 0):
             _leave_word(f"the script called sys.exit({stop.code!r})", "")
-        raise
+        if stop.code is not None and not isinstance(stop.code, int):
+            sys.stderr.write(f"{stop.code}\n")
+            _leave(1)
+        _leave(stop.code or 0)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - the boundary of the process: told to the agent, then as Python would
@@ -53,7 +65,18 @@ def main(words: list[str]) -> None:
         last = traceback.format_exception_only(type(error), error)[-1].strip()
         _leave_word(last, "".join(traceback.format_exception(type(error), error, own)))
         sys.excepthook(type(error), error, own)
-        sys.exit(1)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as Python would, up to its finalization. See Note [A rank leaves without native teardown]."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or a pipe nobody reads any more
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def share_of_cores(cores: list[int], local_rank: int, local_world: int) -> list[int]:
