@@ -99,12 +99,10 @@ class OptimizerStep(Part):
         """Steps the optimizer; parameters without a gradient on any rank are left alone, as torch leaves them."""
         if self.optimizer is None:
             return
-        flats = {id(piece.flat): piece.flat for piece in self.pieces}
-        ordered = list(self.steps)
-        used = {key: update.used[ordered.index(key)] for key in flats} if update.used is not None else {}
-        for key, flat in flats.items():
-            used.setdefault(key, [True] * len(flat.parameters))
-            self.steps[key] = [n + bool(u) for n, u in zip(self.steps[key], used[key], strict=True)]
+        rows = update.used if update.used is not None else [[True] * len(steps) for steps in self.steps.values()]
+        used = dict(zip(self.steps, rows, strict=True))
+        for key, row in used.items():
+            self.steps[key] = [n + u for n, u in zip(self.steps[key], row, strict=True)]
         if self._flat:
             self._step_flat(update, used)
         else:

@@ -37,10 +37,11 @@ class Weights(Part):
     def prepare(self, build: Build) -> None:
         """Makes the replicated space unless a part before this one made another; starts all ranks equal."""
         self._module = build.module
-        if build.space is None and build.parameters:
-            build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
+        members = build.parameters
+        if build.space is None and members:
+            build.space = ReplicatedSpace(members, **build.space_arguments())
         self._space = build.space
-        held = {id(parameter) for _, parameter, *_ in build.parameters}
+        held = {id(member.parameter) for member in members}
         self._strays = [p for p in build.module.parameters() if p.requires_grad and id(p) not in held]
         if self._space is not None:
             self._space.broadcast_parameters()
