@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,13 @@ from ds_core.parameters import check_model, optimizer_groups
 from ds_core.part import Part, order_parts
 from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
 from ds_core.parts.loss_scale import StaticLossScaler
+from ds_core.placeholder import move
 from ds_core.runner import PlainRunner, Runner
-from ds_core.space import NamedParameter, SpacePolicy, UpdateSpace
+from ds_core.flat import FROZEN, NamedParameter
+from ds_core.space import SpacePolicy, UpdateSpace
 from ds_core.transforms import apply_transforms
+from ds_core.units import Unit
+from ds_core.values import Source
 
 if TYPE_CHECKING:
     from ds_core.accelerator import Accelerator
@@ -58,6 +62,8 @@ class Build:
         optimizer: the caller's optimizer, then, once the optimizer part is prepared, the one that is driven.
         master_dtype: dtype of the optimizer's own copy of the weights; None for no copy.
         grad_dtype: dtype gradients accumulate in; None for the parameters' own.
+        units: which parameters move together; a sharding part plans them, else all are one unit.
+        source: where full values of parameters come from; None: they are in ``parameter.data``.
         reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
         space: where updates happen; a part before ``weights`` may set a sharded one.
         space_policy: how the space stores and reduces gradients; the same part may change it.
@@ -81,6 +87,8 @@ class Build:
     master_dtype: torch.dtype | None = None
     grad_dtype: torch.dtype | None = None
     reduce_dtypes: dict[torch.nn.Parameter, torch.dtype] = field(default_factory=dict)
+    units: Sequence[Unit] = ()
+    source: Source | None = None
     space: UpdateSpace | None = None
     stopwatch: Stopwatch | None = None
     monitor: MonitorMaster | None = None
@@ -94,12 +102,33 @@ class Build:
     def parameters(self) -> list[NamedParameter]:
         """Trainable parameters in optimizer-group order, with their names and reduction dtypes."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        units = self._unit_of
         return [
-            NamedParameter(names[id(parameter)], parameter, index, self.reduce_dtypes.get(parameter))
+            self._named(names[id(parameter)], parameter, index, units)
             for index, group in enumerate(self.optimizer_groups)
             for parameter in group["params"]
             if parameter.requires_grad
         ]
+
+    @property
+    def frozen_parameters(self) -> list[NamedParameter]:
+        """Parameters that no optimizer group trains."""
+        trained = {id(member.parameter) for member in self.parameters}
+        units = self._unit_of
+        return [
+            self._named(name, parameter, FROZEN, units)
+            for name, parameter in self.module.named_parameters()
+            if id(parameter) not in trained
+        ]
+
+    def _named(
+        self, name: str, parameter: torch.nn.Parameter, group_index: int, units: Mapping[str, int]
+    ) -> NamedParameter:
+        return NamedParameter(name, parameter, group_index, self.reduce_dtypes.get(parameter), units.get(name, 0))
+
+    @property
+    def _unit_of(self) -> dict[str, int]:
+        return {name: unit.index for unit in self.units for name in unit.names}
 
     @property
     def loss_scale(self) -> float:
@@ -113,6 +142,7 @@ class Build:
             "group": self.mesh.group("data"),
             "rank": self.mesh.rank("data"),
             "ranks": self.mesh.size("data"),
+            "source": self.source,
         }
 
     def optimizer_handle(self, parts: list[Part]) -> OptimizerHandle | None:
@@ -139,7 +169,7 @@ def build_engine(request: Request) -> Engine:
     if config.training.log_level is not None:
         logging.getLogger("ds_core").setLevel(config.training.log_level.upper())
     device = accelerator.device(comm.get_local_rank() % max(accelerator.device_count(), 1))
-    module = request.model.to(device)
+    module = _to_device(request.model, device)
     core = core_parts()
     build = Build(
         config=config,
@@ -174,6 +204,16 @@ def build_engine(request: Request) -> Engine:
         for row in config.rows():
             logger.info("%s = %s (%s)", row.key, row.value, row.origin)
     return engine
+
+
+def _to_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """`module` on `device`; parameters whose values are elsewhere stay stand-ins."""
+    for parameter in module.parameters():
+        move(parameter, device=device)
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = buffer.to(device)
+    return module
 
 
 def _resolve(

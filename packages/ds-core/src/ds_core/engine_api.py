@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -55,8 +54,8 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         return self._accumulation.no_sync()
 
     def coalesce_grad_reduction(self) -> AbstractContextManager[None]:
-        """A context for several backwards with one reduction; which is how the engine always reduces."""
-        return contextlib.nullcontext()
+        """A context for several backwards whose gradients are reduced once, by the next backward outside or by ``step``."""
+        return self._accumulation.coalesce()
 
     def allreduce_gradients(self) -> None:
         """Reduces gradients now rather than in ``step``. Call on all ranks, after the last backward."""

@@ -1,12 +1,12 @@
 """Plans how a list of parameters lies in one flat buffer, in buckets that divide evenly over shards.
 
-Pure: names and shapes in, a frozen plan out. The same plan serves the replicated run and the sharded one, so both
-reduce the same buckets and add the same numbers in the same order.
+Pure: names and shapes in, a frozen plan out. The same plan serves every stage, so all of them reduce the same buckets
+and add the same numbers in the same order; and it serves estimates, for it needs no memory.
 
 Note [Buckets end at parameters]
     A bucket holds whole parameters and is padded to ``shards x alignment`` elements, so a bucket is ready when its
     parameters are, and every shard of it starts on an aligned address. A parameter larger than the limit is a bucket
-    of its own.
+    of its own. A bucket never spans two units, which is what lets a unit be gathered and released by itself.
 
 Note [Parameters start aligned]
     Matrix kernels may add in another order when an operand is not aligned, so a parameter inside a flat buffer starts
@@ -15,9 +15,10 @@ Note [Parameters start aligned]
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ds_core.errors import ConfigError
 
@@ -47,11 +48,12 @@ class Slot:
     name: str
     shape: tuple[int, ...]
     start: int
+    numel: int = field(init=False)
+    """Elements of the parameter."""
 
-    @property
-    def numel(self) -> int:
-        """Elements of the parameter."""
-        return math.prod(self.shape)
+    def __post_init__(self) -> None:
+        """Multiplies the shape out once."""
+        object.__setattr__(self, "numel", math.prod(self.shape))
 
     @property
     def stop(self) -> int:
@@ -61,11 +63,31 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A run of the flat buffer that is reduced by one collective; its length divides by the number of shards."""
+    """A run of the flat buffer that one collective moves; its length divides by the number of shards.
+
+    Attributes:
+        start, stop: elements of the flat buffer.
+        padding: elements in it that belong to no parameter.
+        first, last: indices of its slots, ``first <= i < last``.
+        unit: the unit its parameters belong to.
+    """
 
     start: int
     stop: int
     padding: int
+    first: int = 0
+    last: int = 0
+    unit: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Elements, padding included."""
+        return self.stop - self.start
+
+    @property
+    def whole(self) -> Range:
+        """All of it."""
+        return Range(self.start, self.stop)
 
     def shard(self, index: int, shards: int) -> Range:
         """The part of this bucket that shard `index` of `shards` owns."""
@@ -96,13 +118,22 @@ class FlatLayout:
         return tuple(bucket.shard(index, self.shards) for bucket in self.buckets)
 
     def whole(self) -> tuple[Range, ...]:
-        """The whole buffer as a single range; empty when there are no parameters."""
-        return (Range(0, self.numel),) if self.buckets else ()
+        """The whole buffer, one range per bucket."""
+        return tuple(bucket.whole for bucket in self.buckets)
+
+    def bucket_at(self, start: int) -> int:
+        """Index of the bucket that holds element `start`."""
+        return bisect.bisect_right(self.buckets, start, key=lambda bucket: bucket.start) - 1
 
     def fragments(self, ranges: Iterable[Range]) -> Iterator[tuple[int, Range]]:
         """Yields (slot index, range in flat coordinates) for every non-empty meeting of a slot and a range."""
         for part in ranges:
-            for index, slot in enumerate(self.slots):
+            # Slots of an earlier bucket, or empty ones, end before the part does and are passed over.
+            first = bisect.bisect_right(self.slots, part.start, key=lambda slot: slot.stop)
+            for index in range(first, len(self.slots)):
+                slot = self.slots[index]
+                if slot.start >= part.stop:
+                    break
                 meeting = intersect(part, slot.start, slot.stop)
                 if meeting is not None:
                     yield index, meeting
@@ -120,6 +151,7 @@ def plan_layout(
     shards: int = 1,
     bucket_numel: int = 500_000_000,
     alignment_numel: int = ALIGNMENT_NUMEL,
+    units: Sequence[int] | None = None,
 ) -> FlatLayout:
     """Lays `parameters` out in order.
 
@@ -128,9 +160,10 @@ def plan_layout(
         shards: ranks each bucket divides over.
         bucket_numel: elements after which a bucket is closed.
         alignment_numel: every parameter, and every shard of a bucket, starts at a multiple of this many elements.
+        units: the unit of each parameter; a bucket is closed where it changes. None: all of one unit.
 
     Returns:
-        A layout whose buckets cover it without holes; padding only at the end of a bucket.
+        A layout whose buckets cover it without holes; padding only between parameters and at the end of a bucket.
 
     Raises:
         ConfigError: `shards`, `bucket_numel` or `alignment_numel` is below one.
@@ -138,26 +171,31 @@ def plan_layout(
     for name, value in (("shards", shards), ("reduce_bucket_size", bucket_numel), ("alignment", alignment_numel)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    unit = shards * alignment_numel
+    chunk = shards * alignment_numel
     slots: list[Slot] = []
     buckets: list[Bucket] = []
-    bucket_start = cursor = 0
+    start = cursor = held = first = 0
+    unit = units[0] if units else 0
 
     def close() -> None:
-        nonlocal bucket_start, cursor
-        stop = bucket_start + math.ceil((cursor - bucket_start) / unit) * unit
-        if stop > bucket_start:
-            held = sum(slot.numel for slot in slots if slot.start >= bucket_start)
-            buckets.append(Bucket(bucket_start, stop, padding=stop - bucket_start - held))
-        bucket_start = cursor = stop
+        nonlocal start, cursor, held, first
+        stop = start + math.ceil((cursor - start) / chunk) * chunk
+        if stop > start:
+            buckets.append(Bucket(start, stop, stop - start - held, first, len(slots), unit))
+            first = len(slots)
+        start = cursor = stop
+        held = 0
 
-    for name, shape in parameters:
+    for index, (name, shape) in enumerate(parameters):
+        numel = math.prod(shape)
         cursor = math.ceil(cursor / alignment_numel) * alignment_numel
-        slot = Slot(name, tuple(shape), cursor)
-        if cursor > bucket_start and slot.stop - bucket_start > bucket_numel:
+        if units is not None and units[index] != unit:
             close()
-            slot = Slot(name, tuple(shape), cursor)
-        slots.append(slot)
-        cursor = slot.stop
+            unit = units[index]
+        elif cursor > start and cursor + numel - start > bucket_numel:
+            close()
+        slots.append(Slot(name, tuple(shape), cursor))
+        cursor += numel
+        held += numel
     close()
     return FlatLayout(tuple(slots), tuple(buckets), shards)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from ds_core.layout import ALIGNMENT_NUMEL, Range, Slot
-from ds_core.space import FlatGroup, UpdateSpace
+from ds_core.flat import FlatGroup
+from ds_core.space import UpdateSpace
 
 __all__ = ["MasterPiece", "Run", "flat_pieces", "parameter_pieces"]
 
@@ -36,7 +37,7 @@ class MasterPiece:
         flat: the group.
         span: range in flat coordinates.
         master: 1-D, or shaped like the parameter when it is whole.
-        separate: `master` is a copy in another dtype that has to be rounded back into ``flat.working``.
+        separate: `master` is a copy in another dtype that has to be rounded back into the working values.
         slot_index: the parameter it belongs to, or None for a flat run over several.
     """
 
@@ -58,7 +59,7 @@ class MasterPiece:
     @property
     def working(self) -> torch.Tensor:
         """The working values of the span, 1-D."""
-        return self.flat.working[self.span.start : self.span.stop]
+        return self.flat.working(self.span)
 
     def fragments(self) -> tuple[tuple[int, Slot, Range], ...]:
         """(slot index, slot, range in flat coordinates) of every parameter in the piece."""
@@ -91,7 +92,7 @@ def flat_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> list[Ma
     pieces = []
     for flat in space.flats:
         for part in space.owned(flat):
-            working = flat.working[part.start : part.stop]
+            working = flat.working(part)
             separate = master_dtype is not None and master_dtype != working.dtype
             values = working.to(master_dtype) if separate else working
             pieces.append(MasterPiece(flat, part, torch.nn.Parameter(values, requires_grad=True), separate))
@@ -109,7 +110,7 @@ def parameter_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> li
             if whole and not separate:
                 master = parameter
             else:
-                values = flat.working[part.start : part.stop]
+                values = flat.working(part)
                 values = values.to(master_dtype) if separate else values
                 master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)
             pieces.append(MasterPiece(flat, part, master, separate, index))

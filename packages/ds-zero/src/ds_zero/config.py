@@ -122,7 +122,7 @@ class ZeroConfig(Section):
 
     def check(self, config: Any) -> list[str]:
         """Stages this version does not have."""
-        if self.stage > 1:
+        if self.stage > 2:
             return [
                 f"zero_optimization.stage {self.stage} is not in this version of ds-zero: it has stages 0 and 1; "
                 "set it to 1"

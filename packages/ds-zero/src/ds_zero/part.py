@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ds_core.errors import EngineError
 from ds_core.part import Part, Update
+from ds_core.units import plan_units
 from ds_zero.space import ShardedSpace
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ class Zero(Part):
     def prepare(self, build: Build) -> None:
         """Sets ``build.space`` at stage 1; at stage 0 only the bucket size."""
         config = build.config["zero_optimization"]
-        bucket_numel = min(config.reduce_bucket_size, config.allgather_bucket_size)
-        build.space_policy = build.space_policy._replace(bucket_numel=bucket_numel)
+        build.units = plan_units(build.module, small_numel=100_000)
+        build.space_policy = build.space_policy._replace(
+            bucket_numel=min(config.reduce_bucket_size, config.allgather_bucket_size),
+            every_backward=config.stage >= 2,
+        )
         if config.stage == 0 or not build.parameters:
             return
         space = ShardedSpace(build.parameters, **build.space_arguments())

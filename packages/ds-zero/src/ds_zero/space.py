@@ -1,25 +1,32 @@
 """The sharded update space: gradients are reduce-scattered, each rank updates its shard, parameters are gathered.
 
-Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 5.1,
-partitioned optimizer states.
+Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 5:
+partitioned optimizer states (stage 1) and gradients (stage 2).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ds_core import comm
-from ds_core.layout import Bucket, Range
-from ds_core.space import FlatGroup, UpdateSpace
+from ds_core.exchange import Reduced
+from ds_core.layout import Range
+from ds_core.space import UpdateSpace
 
 if TYPE_CHECKING:
-    import torch
+    from ds_core.flat import FlatGroup
 
 __all__ = ["ShardedSpace"]
 
 
 class ShardedSpace(UpdateSpace):
-    """Stage 1: rank r owns the r-th part of every bucket. Both collectives work in place, in the flat buffers."""
+    """Stages 1 and 2: rank r owns the r-th part of every bucket; all ranks hold all working values.
+
+    The two stages differ in ``policy.every_backward`` only: whether gradients wait for the step in whole buckets, or
+    are reduced to this rank's part in every backward.
+    """
 
     use_reduce_scatter: bool = True
 
@@ -27,26 +34,23 @@ class ShardedSpace(UpdateSpace):
         """This rank's part of every bucket."""
         return flat.layout.shard_ranges(self.rank)
 
-    def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor) -> None:
-        """Sums the bucket over ranks into this rank's part of it; the rest is left undefined."""
-        if not self.use_reduce_scatter:
-            comm.all_reduce(piece, group=self.group)
-            return
+    def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor, async_op: bool) -> Reduced:
+        """Sums the bucket over ranks and keeps this rank's part of it."""
         bucket = flat.layout.buckets[index]
         own = bucket.shard(self.rank, self.ranks)
-        out = piece[own.start - bucket.start : own.stop - bucket.start]
-        comm.reduce_scatter_tensor(out, piece, group=self.group)
+        if not self.use_reduce_scatter:
+            comm.all_reduce(piece, group=self.group)
+            return Reduced(piece[own.start - bucket.start : own.stop - bucket.start].clone(), own.start, None)
+        out = torch.empty(own.numel, dtype=piece.dtype, device=piece.device)
+        handle: Any = comm.reduce_scatter_tensor(out, piece, group=self.group, async_op=async_op)
+        return Reduced(out, own.start, handle)
 
     def publish(self) -> None:
-        """Gathers every rank's updated parts of the working parameters."""
+        """Gathers every rank's updated parts of the working parameters, in place."""
         if self.ranks == 1:
             return
         with comm.scope("parameters"):
             for flat in self.flats:
                 for bucket in flat.layout.buckets:
-                    self._gather(flat, bucket)
-
-    def _gather(self, flat: FlatGroup, bucket: Bucket) -> None:
-        own = bucket.shard(self.rank, self.ranks)
-        whole = flat.working[bucket.start : bucket.stop]
-        comm.all_gather_into_tensor(whole, flat.working[own.start : own.stop], group=self.group)
+                    own = flat.working(bucket.shard(self.rank, self.ranks))
+                    comm.all_gather_into_tensor(flat.working(bucket.whole), own, group=self.group)

@@ -7,7 +7,7 @@ See Note [What a call sends] in `counter` for the bytes each one is counted with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup, ReduceOp
 
 from ds_core.comm.counter import sent_ring
 from ds_core.comm.issue import Measure, Waitable, alone, issue, joined
+from ds_core.comm.ordered import OrderedAllReduce, serves
 from ds_core.comm.state import facts, is_member
 
 __all__ = [
@@ -47,9 +48,18 @@ def all_reduce(
         return alone("all_reduce", where, payload, async_op)
     sent = 2 * payload * (where.size - 1) // where.size
     measure = Measure(prof, log_name, debug)
-    return issue(
-        "all_reduce", where, payload, sent, async_op, measure, dist.all_reduce, tensor, op, where.group, async_op
-    )
+    run: Callable[..., Any] = _all_reduce_ordered if serves(tensor, op, where.group) else dist.all_reduce
+    return issue("all_reduce", where, payload, sent, async_op, measure, run, tensor, op, where.group, async_op)
+
+
+def _all_reduce_ordered(
+    tensor: torch.Tensor, _op: Any, group: ProcessGroup, async_op: bool
+) -> OrderedAllReduce | None:
+    work = OrderedAllReduce(tensor, group)
+    if async_op:
+        return work
+    work.wait()
+    return None
 
 
 def inference_all_reduce(

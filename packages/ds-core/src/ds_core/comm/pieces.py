@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup, ReduceOp
 
 from ds_core.comm.counter import sent_ring
 from ds_core.comm.issue import Measure, Waitable, alone, issue, joined, nbytes
+from ds_core.comm.ordered import OrderedReduceScatter, serves
 from ds_core.comm.state import facts, is_member
 from ds_core.errors import CommError
 
@@ -144,6 +145,10 @@ def reduce_scatter_tensor(
     if where.group is None:
         _copy(output_tensor, input_tensor)
         return alone("reduce_scatter", where, payload, async_op)
+    if serves(input_tensor, op, where.group):
+        run: Callable[..., Any] = _reduce_scatter_ordered
+    else:
+        run = _reduce_scatter_flat
     return issue(
         "reduce_scatter",
         where,
@@ -151,13 +156,23 @@ def reduce_scatter_tensor(
         sent_ring(payload, where.size),
         async_op,
         Measure(prof, log_name, debug),
-        _reduce_scatter_flat,
+        run,
         output_tensor,
         input_tensor,
         op,
         where.group,
         async_op,
     )
+
+
+def _reduce_scatter_ordered(
+    output: torch.Tensor, source: torch.Tensor, _op: Any, group: ProcessGroup, async_op: bool
+) -> OrderedReduceScatter | None:
+    work = OrderedReduceScatter(output, source.view(-1), group)
+    if async_op:
+        return work
+    work.wait()
+    return None
 
 
 reduce_scatter_fn = reduce_scatter_tensor

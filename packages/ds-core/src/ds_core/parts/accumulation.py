@@ -28,6 +28,7 @@ class Accumulation(Part):
         self.taken: int = 0
         self._override: bool | None = None
         self._no_sync = False
+        self._coalescing = False
         self._scale_next = True
 
     def prepare(self, build: Build) -> None:
@@ -75,6 +76,20 @@ class Accumulation(Part):
             yield
         finally:
             self._no_sync = False
+
+    @contextmanager
+    def coalesce(self) -> Iterator[None]:
+        """A context for several backwards whose gradients are reduced together, later."""
+        before, self._coalescing = self._coalescing, True
+        try:
+            yield
+        finally:
+            self._coalescing = before
+
+    @property
+    def is_held(self) -> bool:
+        """True while gradients are to stay on this rank."""
+        return self._no_sync or self._coalescing
 
     def batch_changed(self, batch: Batch) -> None:
         """Micro-batches per step from now on.

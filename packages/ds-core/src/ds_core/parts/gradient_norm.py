@@ -58,10 +58,9 @@ class GradientNorm(Part):
             return
         partial = 0.0
         for flat in space.flats:
-            grads = flat.grads
             for part in space.measured(flat):
-                partial += float(ops.sum_of_squares(grads[part.start : part.stop]))
-        total, update.used = space.sum_over_ranks(partial, [flat.has_gradient() for flat in space.flats])
+                partial += float(ops.sum_of_squares(flat.grads(part)))
+        total, update.used = space.sum_over_ranks(partial, [flat.gradients.used for flat in space.flats])
         norm = math.sqrt(total) * update.grad_factor if total >= 0 else math.nan
         self.last = update.grad_norm = norm
         if not math.isfinite(norm) and self._check:
@@ -90,12 +89,12 @@ class GradientNorm(Part):
 
 
 def first_non_finite(space: UpdateSpace, limit: int = 3) -> str:
-    """Names of the first few parameters whose gradient holds NaN or infinity on this rank."""
+    """Names of the first few parameters with NaN or infinity in this rank's share of their gradients."""
     found = []
     for flat in space.flats:
-        for slot in flat.layout.slots:
-            if not bool(flat.grads[slot.start : slot.stop].isfinite().all()):
-                found.append(slot.name)
+        for index, part in flat.layout.fragments(space.measured(flat)):
+            if not bool(flat.grads(part).isfinite().all()):
+                found.append(flat.layout.slots[index].name)
                 if len(found) == limit:
                     return ", ".join(found)
     return ", ".join(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core.errors import ConfigError, ModelError
+from ds_core.layout import Range
 from ds_core.masters import MasterPiece, flat_pieces, parameter_pieces
 from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import FlatUpdate, supports_flat
@@ -118,8 +119,8 @@ class OptimizerStep(Part):
                 updates.append(
                     FlatUpdate(
                         param=piece.master.data[run.start - base : run.stop - base],
-                        grad=flat.grads[run.start : run.stop],
-                        copy_out=flat.working[run.start : run.stop] if piece.separate else None,
+                        grad=flat.grads(Range(run.start, run.stop)),
+                        copy_out=flat.working(Range(run.start, run.stop)) if piece.separate else None,
                         state_offset=run.start - base,
                         group=flat.group_index,
                         param_index=index,
@@ -140,13 +141,13 @@ class OptimizerStep(Part):
             for flat in {id(p.flat): p.flat for p in self.pieces if p.master.dtype == p.flat.grad_dtype}.values():
                 scaled.add(id(flat))
                 for part in self._space.owned(flat):
-                    flat.grads[part.start : part.stop].mul_(update.grad_factor)
+                    flat.grads(part).mul_(update.grad_factor)
         for piece in self.pieces:
             assert piece.slot_index is not None
             if not used[id(piece.flat)][piece.slot_index]:
                 piece.master.grad = None
                 continue
-            gradient = piece.flat.grads[piece.span.start : piece.span.stop].view(piece.master.shape)
+            gradient = piece.flat.grads(piece.span).view(piece.master.shape)
             if gradient.dtype != piece.master.dtype:
                 gradient = gradient.to(piece.master.dtype)
             if update.grad_factor != 1.0 and id(piece.flat) not in scaled:

@@ -9,6 +9,7 @@ import torch
 
 from ds_core.errors import ConfigError
 from ds_core.part import Part
+from ds_core.placeholder import move
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -107,7 +108,7 @@ def _cast(module: torch.nn.Module, parameters: torch.dtype | None, buffers: torc
     with torch.no_grad():
         for parameter in module.parameters():
             if parameters is not None and parameter.is_floating_point() and parameter.dtype != parameters:
-                parameter.data = parameter.data.to(parameters)
+                move(parameter, dtype=parameters)
         for owner in module.modules():
             for name, buffer in owner.named_buffers(recurse=False):
                 if buffers is not None and buffer.is_floating_point() and buffer.dtype != buffers:

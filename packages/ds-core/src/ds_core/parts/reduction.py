@@ -1,4 +1,4 @@
-"""Reduction: brings the gradients of all data-parallel ranks together once per update."""
+"""Reduction: says in which backwards the gradients of all data-parallel ranks come together, and brings in the rest."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from ds_core.part import Part, Update
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.parts.accumulation import Accumulation
     from ds_core.space import UpdateSpace
 
 __all__ = ["Reduction"]
 
 
 class Reduction(Part):
-    """Reduces at the accumulation boundary, after the last backward, however many backwards there were."""
+    """Gradients meet in every backward, in the last one of a step, or after it, as the space's policy says."""
 
     name = "reduction"
     after = ("accumulation",)
 
     def __init__(self) -> None:
         self._space: UpdateSpace | None = None
+        self._accumulation: Accumulation | None = None
         self._factor: float | None = None
 
     def prepare(self, build: Build) -> None:
         """Remembers the space."""
         self._space = build.space
+        self._accumulation = build.accumulation
 
     def reduce_gradients(self) -> None:
         """Reduces now, unless it was done since the last update."""
@@ -34,15 +37,32 @@ class Reduction(Part):
             self._factor = self._space.reduce()
 
     def before_backward(self) -> None:
-        """New gradients make an earlier reduction of this step stale, which is an error rather than a wrong number."""
+        """Starts the exchange of this backward, where it has one.
+
+        Raises:
+            EngineError: gradients of this step were reduced by hand; more of them would make that stale.
+        """
         if self._factor is not None:
             raise EngineError(
                 "backward was called after engine.allreduce_gradients() and before engine.step(); "
                 "reduce once, after the last backward of a step"
             )
+        if self._space is not None:
+            self._space.exchange.begin(self._is_exchanged(self._space))
+
+    def _is_exchanged(self, space: UpdateSpace) -> bool:
+        assert self._accumulation is not None
+        if self._accumulation.is_held:
+            return False
+        return space.policy.every_backward or (space.policy.overlap and self._accumulation.is_boundary())
+
+    def after_backward(self) -> None:
+        """Ends the exchange of this backward."""
+        if self._space is not None:
+            self._space.exchange.end()
 
     def before_update(self, update: Update) -> None:
-        """Reduces and hands the averaging factor on."""
+        """Reduces what is left and hands the averaging factor on."""
         self.reduce_gradients()
         update.grad_factor *= 1.0 if self._factor is None else self._factor
 

@@ -39,12 +39,10 @@ class Weights(Part):
         self._module = build.module
         members = build.parameters
         if build.space is None and members:
-            build.space = ReplicatedSpace(members, **build.space_arguments())
+            build.space = ReplicatedSpace(members, **build.space_arguments())  # fills and broadcasts the trained ones
         self._space = build.space
         held = {id(member.parameter) for member in members}
         self._strays = [p for p in build.module.parameters() if p.requires_grad and id(p) not in held]
-        if self._space is not None:
-            self._space.broadcast_parameters()
         group = build.mesh.group("data")
         if build.mesh.size("data") > 1:
             with comm.scope("initial parameters"), torch.no_grad():
@@ -71,10 +69,10 @@ class Weights(Part):
         first = True
         if self._space is not None:
             first = self._space.rank == 0
-            for flat in self._space.flats:
+            for flat in self._space.groups:
                 for index, part in flat.layout.fragments(self._space.measured(flat)):
                     slot = flat.layout.slots[index]
-                    values = flat.working[part.start : part.stop]
+                    values = flat.working(part)
                     bounds = (part.start - slot.start, part.stop - slot.start)
                     plan.fragments.append(Fragment(f"model/{slot.name}", slot.shape, *bounds, values))
         if first:
@@ -93,6 +91,8 @@ class Weights(Part):
         tensors = dict(self._module.named_parameters()) | _untrained(self._module, self._space)
         known = set(reader.keys())
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+        groups = self._space.groups if self._space is not None else []
+        mine = {slot.name for flat in groups for slot in flat.layout.slots}
         missing = [name for name in tensors if f"model/{name}" not in known]
         if missing and not reader.strict:
             logger.warning("%d tensors are not in the checkpoint, first %r; they stay", len(missing), missing[0])
@@ -107,13 +107,22 @@ class Weights(Part):
             if saved != tuple(tensor.shape):
                 raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)} here and {saved} in the checkpoint")
         with torch.no_grad():
+            for flat in groups:
+                for index, part in flat.layout.fragments(flat.values.held()):
+                    slot = flat.layout.slots[index]
+                    if slot.name in tensors:
+                        reader.read(f"model/{slot.name}", flat.working(part), part.start - slot.start)
             for name, tensor in tensors.items():
+                if name in mine:
+                    continue
                 if tensor.is_contiguous():
                     reader.read(f"model/{name}", tensor.data.view(-1))
                 else:
                     values = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
                     reader.read(f"model/{name}", values)
                     tensor.data.copy_(values.view(tensor.shape))
+        if self._space is not None:
+            self._space.publish()
 
     def close(self) -> None:
         """Removes gradient hooks and frees buffers."""
@@ -122,8 +131,8 @@ class Weights(Part):
 
 
 def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, torch.Tensor]:
-    """Parameters outside the space, and persistent buffers, by name."""
-    trained = {id(p) for flat in space.flats for p in flat.parameters} if space is not None else set()
+    """Parameters the space does not keep, and persistent buffers, by name."""
+    trained = {id(p) for flat in space.groups for p in flat.parameters} if space is not None else set()
     found: dict[str, torch.Tensor] = {n: p.data for n, p in module.named_parameters() if id(p) not in trained}
     for prefix, owner in module.named_modules():
         for name, buffer in owner.named_buffers(recurse=False):

@@ -1,0 +1,222 @@
+"""The exchange: when the gradients of each bucket meet those of other ranks, and in which order.
+
+Note [One order on all ranks]
+    Every rank reduces every bucket once per exchanged backward, in one order, whatever its own graph did: a bucket is
+    launched when it and all before it are complete, and what never completes is launched, zero, at the end. So ranks
+    that took different branches still meet in the same collectives. The order starts as reverse registration order;
+    after the first exchanged step all ranks take the order in which rank 0's buckets completed.
+
+Note [Complete]
+    A bucket is complete when every parameter of it that ever received a gradient on this rank has one in this
+    backward. A gradient that arrives after that (a parameter accumulated twice by re-entrant recomputation) waits in a
+    fresh buffer; at the step ranks tell each other which buckets have such, and reduce those again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+from ds_core import comm
+
+if TYPE_CHECKING:
+    from ds_core.flat import FlatGroup
+
+__all__ = ["Exchange", "Reduced", "Reducer"]
+
+IN_FLIGHT = 2
+"""Reductions under way at most; each holds a whole bucket in memory."""
+
+
+class Reduced(NamedTuple):
+    """A reduction under way: where its result will be, the flat element it begins at, and what to wait for."""
+
+    tensor: torch.Tensor
+    start: int
+    handle: Any
+
+
+class Reducer(Protocol):
+    """Sums one bucket over ranks. Called on all ranks for the same bucket."""
+
+    def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor, async_op: bool) -> Reduced:
+        """Sums `piece`, the gradients of bucket `index`; `piece` may be used for the result."""
+
+
+class _Entry:
+    """One bucket's state in the exchange."""
+
+    __slots__ = ("awaited", "ever", "flat", "index", "launched", "place", "slots")
+
+    def __init__(self, flat: FlatGroup, index: int, place: int) -> None:
+        bucket = flat.layout.buckets[index]
+        self.flat = flat
+        self.index = index
+        self.place = place
+        self.slots: frozenset[int] = frozenset(range(bucket.first, bucket.last))
+        self.ever: set[int] = set()
+        self.awaited: set[int] = set()
+        self.launched = False
+
+
+class Exchange:
+    """Reduces buckets as they complete, or all at once at the step.
+
+    Args:
+        flats: trainable groups.
+        reducer: the collective.
+        ranks: how many meet.
+        scale: what gradients are multiplied by before they meet.
+        overlap: launch without waiting.
+        on_complete: told of each bucket whose gradients of a backward are complete; its parameters are not needed any more.
+    """
+
+    def __init__(
+        self,
+        flats: list[FlatGroup],
+        reducer: Reducer,
+        *,
+        ranks: int,
+        group: Any = None,
+        scale: float = 1.0,
+        overlap: bool = False,
+        on_complete: Callable[[FlatGroup, int], None] | None = None,
+    ) -> None:
+        self._reducer = reducer
+        self._ranks = ranks
+        self._group = group
+        self._scale = scale
+        self._overlap = overlap
+        self.on_complete = on_complete
+        self._entries = _in_reverse(flats)
+        self._by_bucket = {(id(e.flat), e.index): e for e in self._entries}
+        self._cursor = 0
+        self._active = False
+        self._has_unmet = False
+        self._exchanged = False
+        self._is_ordered = False
+        self._completed: list[int] = []
+        self._under_way: list[tuple[_Entry, Reduced]] = []
+        for flat in flats:
+            flat.gradients.on_arrival = self._arrived
+
+    def begin(self, exchange: bool) -> None:
+        """A backward starts. `exchange`: its gradients meet as they come; else they stay here until a later one's do."""
+        for flat in {id(entry.flat): entry.flat for entry in self._entries}.values():
+            flat.gradients.hide()
+        self._active = exchange and self._ranks > 1
+        if not self._is_watching:
+            return
+        self._cursor = 0
+        for entry in self._entries:
+            entry.launched = False
+            entry.awaited = set(entry.ever or entry.slots)
+
+    @property
+    def _is_watching(self) -> bool:
+        return self._active or self.on_complete is not None
+
+    def _arrived(self, flat: FlatGroup, index: int, slot: int) -> None:
+        entry = self._by_bucket[id(flat), index]
+        entry.ever.add(slot)
+        if not self._is_watching:
+            return
+        entry.awaited.discard(slot)
+        if entry.awaited or entry.launched:
+            return
+        if self.on_complete is not None:
+            self.on_complete(flat, index)
+        if not self._active:
+            return
+        if not self._is_ordered and entry.place not in self._completed:
+            self._completed.append(entry.place)
+        while self._cursor < len(self._entries) and not self._entries[self._cursor].awaited:
+            self._launch(self._entries[self._cursor])
+            self._cursor += 1
+
+    def end(self) -> None:
+        """The backward is over: launches what never completed and waits for all. Called on all ranks."""
+        if not self._active:
+            self._has_unmet = True
+            return
+        while self._cursor < len(self._entries):
+            self._launch(self._entries[self._cursor])
+            self._cursor += 1
+        self._drain(0)
+        self._active = False
+        self._has_unmet = False
+        self._exchanged = True
+
+    def finish(self) -> None:
+        """Brings together whatever has not met yet. Called on all ranks, once, before gradients are used."""
+        if self._ranks == 1 or self._has_unmet or not self._exchanged:
+            due = self._entries
+        else:
+            due = self._late()
+        for entry in due:
+            self._launch(entry)
+        self._drain(0)
+        self._has_unmet = self._exchanged = False
+
+    def reset(self) -> None:
+        """Gradients were forgotten."""
+        self._has_unmet = self._exchanged = False
+
+    def _late(self) -> list[_Entry]:
+        """Buckets in which some rank holds gradients that came after the reduction; and, once, the order to take."""
+        mine = [int(e.flat.gradients.has_incoming(e.index)) for e in self._entries]
+        if not self._is_ordered:
+            with comm.scope("gradient order"):
+                first = comm.gather_json({"late": mine, "order": self._completed}, group=self._group)
+            flags = [any(row["late"][i] for row in first) for i in range(len(mine))]
+            late = [entry for entry, is_late in zip(self._entries, flags, strict=True) if is_late]
+            self._take_order(first[0]["order"])
+            return late
+        payload = torch.tensor(mine, dtype=torch.uint8, device=self._entries[0].flat.device)
+        table = torch.empty(self._ranks * len(mine), dtype=torch.uint8, device=payload.device)
+        with comm.scope("gradient order"):
+            comm.all_gather_into_tensor(table, payload, group=self._group)
+        flags = table.view(self._ranks, -1).amax(dim=0).bool().tolist()
+        return [entry for entry, is_late in zip(self._entries, flags, strict=True) if is_late]
+
+    def _take_order(self, places: list[int]) -> None:
+        rank = {place: at for at, place in enumerate(places)}
+        self._entries.sort(key=lambda entry: rank.get(entry.place, len(rank)))
+        self._is_ordered = True
+
+    def _launch(self, entry: _Entry) -> None:
+        entry.launched = True
+        flat = entry.flat
+        piece = flat.gradients.take(entry.index)
+        if self._scale != 1.0:
+            piece.mul_(self._scale)
+        if self._ranks == 1:
+            flat.gradients.put(entry.index, piece, flat.layout.buckets[entry.index].start)
+            return
+        wanted = flat.reduce_dtype or piece.dtype
+        with comm.scope("gradients"):
+            reduced = self._reducer.reduce_bucket(flat, entry.index, piece.to(wanted), self._overlap)
+        self._under_way.append((entry, reduced))
+        self._drain(IN_FLIGHT if self._overlap else 0)
+
+    def _drain(self, allowed: int) -> None:
+        while len(self._under_way) > allowed:
+            entry, reduced = self._under_way.pop(0)
+            if reduced.handle is not None:
+                reduced.handle.wait()
+            entry.flat.gradients.put(entry.index, reduced.tensor.to(entry.flat.grad_dtype), reduced.start)
+
+
+def _in_reverse(flats: list[FlatGroup]) -> list[_Entry]:
+    """Buckets as backward is likely to complete them: last unit first, but the unit of small parameters at the end."""
+    found = [(flat, index) for flat in flats for index in range(len(flat.layout.buckets))]
+    small = max((flat.layout.buckets[index].unit for flat, index in found), default=0)
+
+    def place(item: tuple[FlatGroup, int]) -> tuple[bool, int]:
+        bucket = item[0].layout.buckets[item[1]]
+        return bucket.unit == small > 0, -bucket.unit
+
+    ordered = sorted(found[::-1], key=place)
+    return [_Entry(flat, index, number) for number, (flat, index) in enumerate(ordered)]

@@ -1,0 +1,72 @@
+"""Values: where the working weights of a flat group live, and what each parameter shows of them.
+
+Note [Filled one parameter at a time]
+    A group is filled parameter by parameter from whatever holds the values now, so that building an engine never needs
+    a second copy of the model. `source` answers with a parameter's full value; it may read a file, replay an
+    initialiser or gather shards.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ds_core.layout import Range
+
+if TYPE_CHECKING:
+    from ds_core.flat import FlatGroup
+
+__all__ = ["Source", "Values", "WholeValues"]
+
+Source = Callable[[torch.nn.Parameter], torch.Tensor]
+"""A parameter's full value, in any floating dtype and memory; called on all ranks in the same order."""
+
+
+class Values(abc.ABC):
+    """The working values of one flat group."""
+
+    @abc.abstractmethod
+    def of(self, span: Range) -> torch.Tensor:
+        """Values of `span`, 1-D, to read and write; `span` is in one bucket and held by this rank."""
+
+    @abc.abstractmethod
+    def fill(self, source: Source) -> None:
+        """Takes every parameter's value from `source`, once."""
+
+    @abc.abstractmethod
+    def held(self) -> tuple[Range, ...]:
+        """What `of` can answer on this rank, in order."""
+
+    def close(self) -> None:
+        """Gives memory back; parameters are left with their full values."""
+
+
+class WholeValues(Values):
+    """One flat tensor on every rank; each parameter is a view of it."""
+
+    def __init__(self, flat: FlatGroup) -> None:
+        self._flat = flat
+        self.tensor: torch.Tensor = torch.empty(flat.layout.numel, dtype=flat.dtype, device=flat.device)
+
+    def of(self, span: Range) -> torch.Tensor:
+        """See `Values.of`."""
+        return self.tensor[span.start : span.stop]
+
+    def held(self) -> tuple[Range, ...]:
+        """Everything."""
+        return self._flat.layout.whole()
+
+    def fill(self, source: Source) -> None:
+        """Moves values in, one parameter at a time, and makes each parameter a view."""
+        end = 0
+        with torch.no_grad():
+            for slot, parameter in zip(self._flat.layout.slots, self._flat.parameters, strict=True):
+                self.tensor[end : slot.start].zero_()
+                view = self.tensor[slot.start : slot.stop].view(slot.shape)
+                view.copy_(source(parameter))
+                parameter.data = view
+                end = slot.stop
+            self.tensor[end:].zero_()
