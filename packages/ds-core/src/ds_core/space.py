@@ -11,7 +11,7 @@ values the module computes with; ``flat.grads(range)``, gradients of all ranks; 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +25,10 @@ from ds_core.values import Source, Values, WholeValues
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["ReplicatedSpace", "SpacePolicy", "UpdateSpace"]
+__all__ = ["Follower", "ReplicatedSpace", "SpacePolicy", "UpdateSpace"]
+
+
+Follower = Callable[[FlatGroup, Range, torch.Tensor], None]
 
 
 class SpacePolicy(NamedTuple):
@@ -61,6 +64,8 @@ class UpdateSpace(abc.ABC):
         flats: trainable groups.
         frozen: groups that no optimizer updates; empty where a space leaves such parameters alone.
         exchange: brings gradients together.
+        followers: told when working values were replaced by hand, with the group, the range and the values before.
+        places: group and slot index of each parameter, by id.
     """
 
     def __init__(
@@ -86,6 +91,10 @@ class UpdateSpace(abc.ABC):
         self.exchange = Exchange(
             self.flats, self, ranks=ranks, group=group, scale=before, overlap=policy.overlap and ranks > 1
         )
+        self.followers: list[Follower] = []
+        self.places: dict[int, tuple[FlatGroup, int]] = {
+            id(parameter): (flat, place) for flat in groups for place, parameter in enumerate(flat.parameters)
+        }
         for flat in groups:
             flat.values = self.make_values(flat)
             flat.values.fill(self._shared(source or (lambda parameter: parameter.data)))
@@ -167,6 +176,11 @@ class UpdateSpace(abc.ABC):
             rows.append(any_set[at : at + length])
             at += length
         return total, rows
+
+    def replaced(self, flat: FlatGroup, span: Range, before: torch.Tensor) -> None:
+        """Tells whoever keeps finer copies that the working values of `span`, formerly `before`, were replaced."""
+        for follow in self.followers:
+            follow(flat, span, before)
 
     def zero_grad(self) -> None:
         """Forgets accumulated gradients."""

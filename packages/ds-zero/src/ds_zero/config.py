@@ -20,31 +20,15 @@ OFFLOAD = "offload is not in this version of ds-zero yet; take it out or set dev
 PLUS = "ZeRO++, MiCS, ZenFlow and SuperOffload are not in this version of ds-zero yet; take it out"
 NO_EFFECT = "it would change nothing here"
 
-_STAGE_3_KEYS: Mapping[str, tuple[Any, ...]] = {
-    "prefetch_bucket_size": (50_000_000,),
-    "param_persistence_threshold": (100_000,),
-    "model_persistence_threshold": (9_223_372_036_854_775_807,),
-    "max_live_parameters": (1_000_000_000,),
-    "max_reuse_distance": (1_000_000_000,),
-    "gather_16bit_weights_on_model_save": (),
-    "module_granularity_threshold": (0,),
-    "use_all_reduce_for_fetch_params": (),
-    "allgather_sequential": (),
-}
-"""Keys of sharded parameters and the values that ask for nothing: their defaults."""
-
-
-def _stage_3() -> dict[str, Refused]:
-    refused = {}
-    for key, idle in _STAGE_3_KEYS.items():
-        refused[key] = refused[f"stage3_{key}"] = Refused(STAGE_3, idle)
-    refused["stage3_gather_fp16_weights_on_model_save"] = Refused(STAGE_3)
-    refused["sub_group_size"] = Refused(STAGE_3, (1_000_000_000,))
-    for key in ("memory_efficient_linear", "override_module_apply"):
-        refused[key] = Refused(STAGE_3, (True,))
-    refused["leaf_module"] = Refused(STAGE_3, keys=names("classes names name_suffixes"))
-    refused["log_trace_cache_warnings"] = Refused(STAGE_3)
-    return refused
+STAGE_3_PREFIXED = (
+    "prefetch_bucket_size",
+    "param_persistence_threshold",
+    "max_live_parameters",
+    "max_reuse_distance",
+    "module_granularity_threshold",
+    "allgather_sequential",
+)
+"""Keys that DeepSpeed also knows with ``stage3_`` in front."""
 
 
 def _offload() -> dict[str, Refused]:
@@ -93,23 +77,35 @@ class ZeroConfig(Section):
     """Elements reduced by one collective; a parameter is never cut by a bucket's end."""
     allgather_bucket_size: Positive = 500_000_000
     """Elements gathered by one collective. Gradients and parameters share buckets, so the smaller size counts."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while backward goes on; null: at stage 3."""
+    prefetch_bucket_size: Annotated[int, Field(ge=0)] | None = None
+    """Elements gathered ahead of use at stage 3; null: one unit, which hides a gather at the least memory."""
+    param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
+    """Parameters of at most this many elements stay whole at stage 3."""
+    max_live_parameters: Positive = 1_000_000_000
+    """Elements gathered at once at stage 3; what is ahead of use or not needed soon is dropped to stay below."""
+    max_reuse_distance: Annotated[int, Field(ge=0)] | None = None
+    """Parameters stay whole from forward to backward at stage 3 when fewer elements than this are used in between; null: 0,
+    all are released. DeepSpeed's default of 10^9 keeps every parameter of models below half of that whole."""
+    module_granularity_threshold: Annotated[int, Field(ge=0)] = 0
+    """Modules with at most this many elements are gathered whole; 0: with at most as many as the largest parameter has."""
+    allgather_sequential: bool = False
+    """Wait for each gather before the next is started."""
     ignore_unused_parameters: bool = True
     """Accept steps in which a parameter receives no gradient on any rank; false makes that an error."""
 
     legacy_keys: ClassVar[Mapping[str, str | Moved]] = {
         "allgather_size": "allgather_bucket_size",
+        **{f"stage3_{key}": key for key in STAGE_3_PREFIXED},
     }
     legacy_values: ClassVar[tuple[tuple[Any, Mapping[str, Any]], ...]] = ((True, {"stage": 1}), (False, {"stage": 0}))
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
-        **_stage_3(),
         **_offload(),
         **_plus(),
         "contiguous_gradients": Refused("gradients always lie in one flat buffer; take it out", (True,)),
         "use_multi_rank_bucket_allreduce": Refused("buckets always hold all ranks' parts; take it out", (True,)),
         "allgather_partitions": Refused("parameters are always all-gathered, not broadcast; take it out", (True,)),
-        "overlap_comm": Refused(
-            "this version reduces after the last backward of a step, which serves any number of backwards; take it out"
-        ),
         "load_from_fp32_weights": Refused("masters are always restored from fp32; take it out", (True,)),
         "elastic_checkpoint": Refused("every checkpoint loads at any number of ranks; take it out", (True,)),
         "round_robin_gradients": Refused(f"{NO_EFFECT}: no stage copies gradients; take it out"),
@@ -119,12 +115,3 @@ class ZeroConfig(Section):
         "compute_grad_norm": Refused("the norm is always computed; it is what finds overflows; take it out", (True,)),
         "parameter_alignment": Refused("shards are always aligned; take it out"),
     }
-
-    def check(self, config: Any) -> list[str]:
-        """Stages this version does not have."""
-        if self.stage > 2:
-            return [
-                f"zero_optimization.stage {self.stage} is not in this version of ds-zero: it has stages 0 and 1; "
-                "set it to 1"
-            ]
-        return []

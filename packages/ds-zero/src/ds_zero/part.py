@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from ds_core.errors import EngineError
 from ds_core.part import Part, Update
-from ds_core.units import plan_units
+from ds_core.units import Unit, plan_units
+from ds_zero.gathered import GatheredParameters, disown, own
+from ds_zero.sharded.coordinator import Limits, Phase
+from ds_zero.sharded.space import PartitionedSpace
+from ds_zero.sharded.state_dict import StateDictHooks
 from ds_zero.space import ShardedSpace
 
 if TYPE_CHECKING:
+    import torch
+
     from ds_core.build import Build
     from ds_core.space import UpdateSpace
+    from ds_zero.config import ZeroConfig
 
 __all__ = ["UnusedCheck", "Zero"]
 
@@ -23,19 +32,79 @@ class Zero(Part):
     after = ("precision",)
     before = ("weights",)
 
+    def __init__(self) -> None:
+        self._space: PartitionedSpace | None = None
+        self._owned: UpdateSpace | None = None
+        self._states: StateDictHooks | None = None
+
     def prepare(self, build: Build) -> None:
-        """Sets ``build.space`` at stage 1; at stage 0 only the bucket size."""
+        """Plans units at every stage, so that all of them add the same numbers; sets ``build.space`` from stage 1 on."""
         config = build.config["zero_optimization"]
-        build.units = plan_units(build.module, small_numel=100_000)
+        build.units = units_for(build.module, config)
         build.space_policy = build.space_policy._replace(
             bucket_numel=min(config.reduce_bucket_size, config.allgather_bucket_size),
+            overlap=config.overlap_comm if config.overlap_comm is not None else config.stage == 3,
             every_backward=config.stage >= 2,
         )
         if config.stage == 0 or not build.parameters:
             return
-        space = ShardedSpace(build.parameters, **build.space_arguments())
-        space.use_reduce_scatter = config.reduce_scatter
-        build.space = space
+        if config.stage == 3 and build.mesh.size("data") > 1:
+            build.space = self._space = _partitioned(build, config)
+        else:
+            build.space = ShardedSpace(build.parameters, **build.space_arguments())
+        build.space.use_reduce_scatter = config.reduce_scatter
+        own(build.space)
+        self._owned = build.space
+        if self._space is not None:
+            self._states = StateDictHooks(build.module, self._space)
+
+    def before_backward(self) -> None:
+        """A pass of gathers begins."""
+        if self._space is not None:
+            self._space.coordinator.begin(Phase.BACKWARD)
+
+    def after_backward(self) -> None:
+        """And ends."""
+        if self._space is not None:
+            self._space.coordinator.end()
+
+    def gathered(self, parameters: Sequence[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+        """Full values at stage 3; changes made alike on all ranks are kept."""
+        return GatheredParameters(parameters) if self._space is not None else nullcontext()
+
+    def close(self) -> None:
+        """Forgets the parameters."""
+        if self._states is not None:
+            self._states.close()
+        if self._owned is not None:
+            disown(self._owned)
+
+
+def units_for(module: torch.nn.Module, config: ZeroConfig) -> tuple[Unit, ...]:
+    """The plan of units that the configuration asks for; the same at every stage."""
+    return plan_units(
+        module,
+        small_numel=config.param_persistence_threshold,
+        limit_numel=config.module_granularity_threshold or None,
+    )
+
+
+def _partitioned(build: Build, config: ZeroConfig) -> PartitionedSpace:
+    limits = Limits(
+        prefetch=config.prefetch_bucket_size,
+        live=config.max_live_parameters,
+        reuse=config.max_reuse_distance or 0,
+        sequential=config.allgather_sequential,
+    )
+    return PartitionedSpace(
+        [*build.parameters, *build.frozen_parameters],
+        root=build.module,
+        units=build.units,
+        limits=limits,
+        whole=frozenset(unit.index for unit in build.units if unit.is_small),
+        shard_device=build.device,
+        **build.space_arguments(),
+    )
 
 
 class UnusedCheck(Part):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core.errors import ConfigError, ModelError
-from ds_core.layout import Range
+from ds_core.layout import Range, intersect
 from ds_core.masters import MasterPiece, flat_pieces, parameter_pieces
 from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import FlatUpdate, supports_flat
@@ -20,6 +20,7 @@ from ds_core.state import StatePlan, StateReader
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.flat import FlatGroup
     from ds_core.space import UpdateSpace
 
 __all__ = ["OptimizerStep"]
@@ -72,6 +73,7 @@ class OptimizerStep(Part):
         self._first = {id(flat): first for flat, first in zip(space.flats, sizes, strict=False)}
         _replace(optimizer, self.pieces)
         self.optimizer = build.optimizer = optimizer
+        space.followers.append(self._follow)
         bf16 = build.config["bf16"]
         if bf16.enabled and bf16.stochastic_rounding:
             if not self._flat:
@@ -175,6 +177,17 @@ class OptimizerStep(Part):
         """Takes states back by parameter name."""
         if self.optimizer is not None:
             load_optimizer(self.optimizer, self.pieces, self.steps, reader)
+
+    def _follow(self, flat: FlatGroup, span: Range, before: torch.Tensor) -> None:
+        """Masters take working values that were replaced by hand, and keep their precision where nothing changed."""
+        for piece in self.pieces:
+            part = intersect(span, piece.span.start, piece.span.stop) if piece.flat is flat and piece.separate else None
+            if part is None:
+                continue
+            master = piece.master.data.view(-1)[part.start - piece.span.start : part.stop - piece.span.start]
+            now = flat.working(part)
+            changed = now != before[part.start - span.start : part.stop - span.start]
+            master[changed] = now[changed].to(master.dtype)
 
     def weights_replaced(self) -> None:
         """Masters follow the weights that were loaded."""

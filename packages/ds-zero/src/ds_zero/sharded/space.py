@@ -1,0 +1,123 @@
+"""The space of stage 3: working values, gradients and optimizer state are all in shards.
+
+Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 5.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ds_core import comm
+from ds_core.units import Unit
+from ds_core.values import Values
+from ds_zero.sharded.control import Control
+from ds_zero.sharded.coordinator import PHASES, Coordinator, Limits
+from ds_zero.sharded.hooks import ModuleHooks
+from ds_zero.sharded.unit import GatherUnit
+from ds_zero.sharded.values import ShardedValues
+from ds_zero.space import ShardedSpace
+
+if TYPE_CHECKING:
+    from ds_core.flat import FlatGroup, NamedParameter
+
+__all__ = ["PartitionedSpace"]
+
+
+class PartitionedSpace(ShardedSpace):
+    """Stage 3: rank r holds the r-th part of every bucket, and whole buckets only while they are used.
+
+    Args:
+        parameters: all of the model's, frozen ones too.
+        root: the module they belong to.
+        units: the plan they were numbered by.
+        limits: how much is gathered at a time.
+        whole: units that stay gathered.
+        shard_device: where shards live.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[NamedParameter],
+        *,
+        root: torch.nn.Module,
+        units: Sequence[Unit],
+        limits: Limits,
+        whole: frozenset[int],
+        shard_device: torch.device,
+        **arguments: Any,
+    ) -> None:
+        self._whole = whole
+        self._shard_device = shard_device
+        super().__init__(parameters, **arguments)
+        self.units: list[GatherUnit] = self._make_units(units)
+        titles = [unit.title for unit in units]
+        self.coordinator = Coordinator(self.units, Control(self.group, self.ranks, titles, PHASES), limits)
+        unit_of = {id(parameter): unit for unit in self.units for parameter in unit.parameters}
+        self.hooks = ModuleHooks(root, self.coordinator, unit_of)
+        self.unit_of: dict[int, GatherUnit] = unit_of
+        by_bucket = {(id(flat), index): unit for unit in self.units for flat, index in unit.trainable}
+
+        def complete(flat: FlatGroup, index: int) -> None:
+            unit = by_bucket.get((id(flat), index))
+            if unit is not None:
+                self.coordinator.completed(unit)
+
+        self.exchange.on_complete = complete
+
+    def make_values(self, flat: FlatGroup) -> Values:
+        """Shards, and whole buckets for units that stay gathered."""
+        return ShardedValues(
+            flat, rank=self.rank, ranks=self.ranks, group=self.group, whole=self._whole, device=self._shard_device
+        )
+
+    def _make_units(self, units: Sequence[Unit]) -> list[GatherUnit]:
+        pieces: dict[int, list[tuple[FlatGroup, int]]] = {}
+        for flat in self.groups:
+            for index, bucket in enumerate(flat.layout.buckets):
+                pieces.setdefault(bucket.unit, []).append((flat, index))
+        return [
+            GatherUnit(unit, pieces[unit.index], self.group)
+            for unit in units
+            if unit.index in pieces and unit.index not in self._whole
+        ]
+
+    def publish(self) -> None:
+        """Gathers what stays whole; the rest is gathered when it is used."""
+        if self.ranks > 1:
+            with comm.scope("parameters"):
+                for flat in self.flats:
+                    values: ShardedValues = flat.values  # type: ignore[assignment]
+                    values.gather_whole()
+
+    @contextmanager
+    def gathered(self, units: Sequence[GatherUnit], *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """A context in which `units` are whole. Called on all ranks.
+
+        Args:
+            units: in one order on all ranks.
+            keep: asked on the way out: copy the full values back into the shards?
+        """
+        held = []
+        try:
+            for unit in units:
+                self.coordinator.need(unit)
+                unit.depth += 1
+                held.append(unit)
+            yield
+            if keep():
+                for unit in held:
+                    unit.keep()
+        finally:
+            for unit in held:
+                unit.depth -= 1
+                self.coordinator.let_go(unit)
+
+    def close(self) -> None:
+        """Removes hooks and leaves ordinary parameters. Called on all ranks."""
+        self.hooks.close()
+        self.coordinator.abort()
+        super().close()

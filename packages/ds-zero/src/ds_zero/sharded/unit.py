@@ -1,0 +1,185 @@
+"""A unit at run time: shards that become full parameters and go again.
+
+    SHARDED --issue--> GATHERING --wait--> GATHERED --release--> SHARDED
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ds_core import comm
+from ds_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from ds_core.flat import FlatGroup
+    from ds_core.units import Unit
+    from ds_zero.sharded.values import ShardedValues
+
+__all__ = ["GatherUnit", "UnitState"]
+
+
+class UnitState(enum.Enum):
+    """Where a unit's full values are."""
+
+    SHARDED = "sharded"
+    GATHERING = "gathering"
+    GATHERED = "gathered"
+
+
+class _Member(NamedTuple):
+    """A parameter of the unit, its stand-in, and where it lies in the unit's buffers."""
+
+    name: str
+    parameter: torch.nn.Parameter
+    stand_in: torch.Tensor
+    piece: int
+    start: int
+    stop: int
+
+
+class GatherUnit:
+    """Full buffers of one unit's buckets while they are needed.
+
+    Attributes:
+        plan: names, path and size.
+        state: see the module's docstring.
+        fulls: per bucket, the values of all ranks, 1-D; empty unless gathering or gathered.
+        parameters: its parameters.
+        depth: how many forwards of its module are running.
+    """
+
+    def __init__(self, plan: Unit, pieces: list[tuple[FlatGroup, int]], group: ProcessGroup | None) -> None:
+        self.plan: Unit = plan
+        self.index: int = plan.index
+        self.state: UnitState = UnitState.SHARDED
+        self.fulls: list[torch.Tensor] = []
+        self.depth: int = 0
+        self._pieces = pieces
+        self._group = group
+        self._handles: list[Any] = []
+        self._versions: list[int] = []
+        self._members: list[_Member] = []
+        for number, (flat, index) in enumerate(pieces):
+            bucket = flat.layout.buckets[index]
+            for place in range(bucket.first, bucket.last):
+                slot, parameter = flat.layout.slots[place], flat.parameters[place]
+                if slot.numel:
+                    stand_in = parameter.data
+                    start, stop = slot.start - bucket.start, slot.stop - bucket.start
+                    self._members.append(_Member(slot.name, parameter, stand_in, number, start, stop))
+        self.numel: int = sum(flat.layout.buckets[index].numel for flat, index in pieces)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.plan.title
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Its parameters, in order."""
+        return [member.parameter for member in self._members]
+
+    @property
+    def trainable(self) -> list[tuple[FlatGroup, int]]:
+        """Buckets whose gradients are collected."""
+        return [(flat, index) for flat, index in self._pieces if not flat.is_frozen]
+
+    def issue(self) -> None:
+        """Starts to gather. Called on all ranks in one order; the result is usable after `wait`."""
+        self.fulls, self._handles = self._gather()
+        self.state = UnitState.GATHERING
+
+    def join(self) -> None:
+        """Takes part in a gather whose result this rank does not need."""
+        _, handles = self._gather()
+        for handle in handles:
+            handle.wait()
+
+    def _gather(self) -> tuple[list[torch.Tensor], list[Any]]:
+        fulls: list[torch.Tensor] = []
+        handles: list[Any] = []
+        with comm.scope("parameters"):
+            for flat, index in self._pieces:
+                bucket = flat.layout.buckets[index]
+                full = torch.empty(bucket.numel, dtype=flat.dtype, device=flat.device)
+                values: ShardedValues = flat.values  # type: ignore[assignment]
+                shard = values.shards[index].to(flat.device, non_blocking=True)
+                handles.append(comm.all_gather_into_tensor(full, shard, group=self._group, async_op=True))
+                fulls.append(full)
+        return fulls, handles
+
+    def wait(self) -> None:
+        """Waits for the gather and makes every parameter a view of its values.
+
+        Raises:
+            ModelError: a parameter was given other values while it was sharded.
+        """
+        for handle in self._handles:
+            handle.wait()
+        self._handles = []
+        self._versions = []
+        for member in self._members:
+            parameter = member.parameter
+            if parameter.data_ptr() != member.stand_in.data_ptr():
+                raise ModelError(
+                    f"parameter {member.name!r} was given new data while it is sharded (zero_optimization.stage 3); change "
+                    "parameters inside ds_zero.GatheredParameters(..., modifier_rank=0), or load weights with "
+                    "engine.load_module_state_dict"
+                )
+            parameter.data = self.fulls[member.piece][member.start : member.stop].view(member.stand_in.shape)
+            self._versions.append(parameter._version)
+        self.state = UnitState.GATHERED
+
+    def changed(self) -> list[int]:
+        """Places of members that were written to since `wait`."""
+        pairs = zip(self._members, self._versions, strict=True)
+        return [i for i, (member, version) in enumerate(pairs) if member.parameter._version != version]
+
+    def accept(self) -> None:
+        """What was written to parameters since `wait` is known of."""
+        self._versions = [member.parameter._version for member in self._members]
+
+    def release(self, *, check: bool = True) -> None:
+        """Drops the full values; parameters become stand-ins.
+
+        Raises:
+            ModelError: `check`, and a parameter was changed in place since the gather; that would be lost.
+        """
+        if self.state is UnitState.GATHERING:
+            for handle in self._handles:
+                handle.wait()
+            self._handles = []
+        elif self.state is UnitState.GATHERED:
+            changed = self.changed() if check else []
+            for member in self._members:
+                member.parameter.data = member.stand_in
+            if changed:
+                self.fulls, self.state = [], UnitState.SHARDED
+                raise ModelError(
+                    f"parameter {self._members[changed[0]].name!r} was changed in place outside ds_zero.GatheredParameters; at "
+                    "zero_optimization.stage 3 the change would be lost. Do it inside "
+                    "`with ds_zero.GatheredParameters(parameter, modifier_rank=0):`"
+                )
+        self.fulls, self._handles = [], []
+        self.state = UnitState.SHARDED
+
+    def keep(self) -> None:
+        """Copies this rank's part of the full values back into its shards."""
+        for full, (flat, index) in zip(self.fulls, self._pieces, strict=True):
+            values: ShardedValues = flat.values  # type: ignore[assignment]
+            bucket, shard = flat.layout.buckets[index], values.shards[index]
+            at = values.held()[index].start - bucket.start
+            shard.copy_(full[at : at + shard.numel()])
+
+    def place_of(self, storage: int) -> int | None:
+        """Which of the full buffers has this storage."""
+        for place, full in enumerate(self.fulls):
+            if full.untyped_storage()._cdata == storage:
+                return place
+        return None
+
