@@ -1,4 +1,4 @@
-"""Modules that ZeRO-3 fetches whole: marked ones are gathered with everything inside them, without looking further down.
+"""Modules that ZeRO-3 fetches whole: a marked one is gathered with everything inside it.
 
 Mixture-of-experts blocks need it: which expert runs differs from rank to rank, while a gather needs all ranks.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from torch import nn
 
@@ -23,6 +24,7 @@ __all__ = [
     "z3_leaf_parameter",
 ]
 
+_T = TypeVar("_T")
 _LEAVES: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -32,8 +34,8 @@ def set_z3_leaf_modules(
     """Mark every module of the given classes as a leaf and return those modules, in the model's order.
 
     Args:
-        leaf_module_classes: classes (their subclasses match too) or names of classes, plain (``"MixtralSparseMoeBlock"``)
-            or qualified (``"package.module.MixtralSparseMoeBlock"``); a name matches exactly that class.
+        leaf_module_classes: classes (their subclasses match too) or names of classes, plain (``"SparseBlock"``) or
+            qualified (``"package.module.SparseBlock"``); a name matches exactly that class.
         raise_if_not_found: whether a class no module is of is an error.
 
     Raises:
@@ -105,9 +107,9 @@ def z3_leaf_parameter(param: nn.Parameter) -> bool:
 def _mark_classes(
     model: nn.Module, classes: Iterable[type[nn.Module] | str], flag: bool, raise_if_not_found: bool
 ) -> list[nn.Module]:
-    wanted = list(_listed(classes, "leaf_module_classes"))
+    wanted = _listed(classes, "leaf_module_classes")
     for entry in wanted:
-        if not (isinstance(entry, str) or (isinstance(entry, type) and issubclass(entry, nn.Module))):
+        if not isinstance(entry, (str, type)) or (not isinstance(entry, str) and not issubclass(entry, nn.Module)):
             raise ConfigError(f"leaf_module_classes takes module classes and names of classes, got {entry!r}")
     found: dict[nn.Module, None] = {}
     missing = set(range(len(wanted)))
@@ -122,8 +124,8 @@ def _mark_classes(
         known = {type(module).__name__ for module in model.modules()}
         raise ConfigError(
             f"leaf module class {name!r} matches no module of {type(model).__name__}."
-            f"{did_you_mean(name.rpartition('.')[2], known)} Its classes are {', '.join(sorted(known))}; name one of them "
-            "or pass raise_if_not_found=False"
+            f"{did_you_mean(name.rpartition('.')[2], known)} Its classes are {', '.join(sorted(known))}; name "
+            "one of them or pass raise_if_not_found=False"
         )
     return _marked(found, flag)
 
@@ -143,19 +145,19 @@ def _mark_names(
     flag: bool,
     raise_if_not_found: bool,
 ) -> list[nn.Module]:
-    wanted = list(_listed(names, what))
+    wanted = _listed(names, what)
     named = dict(model.named_modules())
     for entry in wanted:
         if raise_if_not_found and not any(matches(entry, name) for name in named):
             raise ConfigError(
-                f"leaf module {what} {entry!r} matches no module of {type(model).__name__}.{did_you_mean(entry, named)} "
-                f"Use a {what} from model.named_modules(), or pass raise_if_not_found=False"
+                f"leaf module {what} {entry!r} matches no module of {type(model).__name__}.{did_you_mean(entry, named)}"
+                f" Use a {what} from model.named_modules(), or pass raise_if_not_found=False"
             )
     found = {module: None for name, module in named.items() if any(matches(entry, name) for entry in wanted)}
     return _marked(found, flag)
 
 
-def _listed(entries: Iterable[object], what: str) -> list[object]:
+def _listed(entries: Iterable[_T], what: str) -> list[_T]:
     if isinstance(entries, (str, type)):
         raise ConfigError(f"leaf modules by {what} take a list, got {entries!r}; write [{entries!r}]")
     return list(entries)

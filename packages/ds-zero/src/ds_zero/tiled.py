@@ -101,7 +101,8 @@ class TiledLinear(nn.Module):
             if not isinstance(input_, torch.Tensor) or input_.shape[-1] != self.in_features:
                 found = f"shape {tuple(input_.shape)}" if isinstance(input_, torch.Tensor) else type(input_).__name__
                 raise ConfigError(f"TiledLinear takes a tensor of {self.in_features} features last, got {found}")
-            return input_.split(self.in_sizes, dim=-1)
+            parts: Sequence[torch.Tensor] = input_.split(self.in_sizes, dim=-1)
+            return parts
         widths = [] if isinstance(input_, torch.Tensor) else [part.shape[-1] for part in input_]
         if widths != self.in_sizes or isinstance(input_, torch.Tensor):
             raise ConfigError(
@@ -141,7 +142,7 @@ class TiledLinearReturnBias(TiledLinear):
 
 def _part_sizes(which: str, features: int, splits: int) -> list[int]:
     """Sizes of `splits` parts of `features`, the larger ones first."""
-    if not isinstance(splits, int) or isinstance(splits, bool) or not 1 <= splits <= features:
+    if not 1 <= splits <= features or splits != int(splits):
         raise ConfigError(
             f"{which}_splits must be a whole number from 1 to {which}_features={features}, got {splits!r}"
         )

@@ -18,8 +18,13 @@ class DispatchMode(TorchDispatchMode):
     """Sends every operator to `Operators.dispatch`."""
 
     def __init__(self, operators: Operators) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._operators: Operators = operators
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: without it torch imports its compiler, over a second, at the first operator."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

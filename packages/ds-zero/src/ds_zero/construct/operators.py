@@ -11,7 +11,7 @@ import torch
 from ds_core.errors import ModelError
 from ds_zero.construct.plan import Plan, plan
 from ds_zero.construct.replay import change_state, run
-from ds_zero.construct.rng import Back, Draws
+from ds_zero.construct.rng import Back, Change, Draws, States, snapshot
 from ds_zero.construct.steps import Blank, Cell, Log, Ref, Step, Traits, map_tensors, refs_in, traits_of
 
 __all__ = ["Operators"]
@@ -30,17 +30,18 @@ class Operators:
         self._held: dict[int, Cell] = {}  # real storages the log reads from
         self._draws: Draws | None = None
         self._paused: bool = False
-        self._states: dict[int, torch.Tensor] = {}  # generator state by number of draws, from earlier evaluations
+        self._states: dict[int, States] = {}  # generator states by number of draws, from earlier evaluations
 
     def begin(self) -> None:
         """Start noting draws; the generator's state belongs to the recording until `end`."""
         self._draws = Draws()
-        self._states[0] = self._draws.outside
+        self.log.generators[torch.default_generator] = None
 
     def end(self) -> None:
         """Note what was last done to the generator and give it back as it was."""
         if self._draws is not None:
-            self._note_seed(self._draws)
+            for change in self._draws.changes():
+                self._note_change(self._draws, change)
             self._draws.end()
             self._draws = None
 
@@ -91,31 +92,39 @@ class Operators:
             refs.append(Ref.of(cell.index, tensor))
         draws, todo = self._start(refs)
         found: dict[int, torch.UntypedStorage] = {}
-        if self._draws is not None:
-            torch.set_rng_state(self._states[draws])
-        for index, storage in run(self.log, todo, draws, dict(self._states)):
-            found[index] = storage
-        if self._draws is not None:
-            self._states[len(self.log.randoms)] = torch.get_rng_state()
-            while len(self._states) > _KEPT_STATES:
-                del self._states[sorted(self._states)[1]]
-            self._draws.restore()
+        marked = snapshot(self.log.generators)
+        try:
+            for generator, state in self._states_at(draws).items():
+                generator.set_state(state)
+            for index, storage in run(self.log, todo, draws, {0: self._states_at(0)}):
+                found[index] = storage
+            if any(self.log.steps[action.step].random for action in todo.actions):
+                self._states[len(self.log.randoms)] = snapshot(self.log.generators)
+        finally:
+            for generator, state in marked.items():
+                generator.set_state(state)
+        while len(self._states) > _KEPT_STATES:
+            del self._states[min(self._states)]
         return [ref.on(found[ref.cell]).clone() for ref in refs]
+
+    def _states_at(self, draws: int) -> States:
+        """The states generators had after `draws` draws; one that had drawn nothing then is as it was outside."""
+        outside = self._draws.outside() if self._draws is not None else {}
+        return outside | self._states.get(draws, {})
 
     def _start(self, refs: list[Ref]) -> tuple[int, Plan]:
         """The latest known generator state an evaluation can begin from, and its plan."""
         randoms, steps = self.log.randoms, self.log.steps
         wanted = [ref.cell for ref in refs]
-        for draws in sorted(self._states, reverse=True):
+        for draws in (len(randoms), *sorted(self._states, reverse=True), 0):
             first = randoms[draws] if draws < len(randoms) else len(steps)
             todo = plan(self.log, wanted, first)
             used = [action.step for action in todo.actions if steps[action.step].random]
             goals = [steps[index].args[0] for index in used if steps[index].run is change_state]
-            if all(index >= first for index in used) and all(
-                goal.draws >= draws for goal in goals if isinstance(goal, Back)
-            ):
+            returns = [goal.draws for goal in goals if isinstance(goal, Back)]
+            if not used or (min(used) >= first and min(returns, default=draws) >= draws):
                 return draws, todo
-        raise AssertionError(f"no state before draw {randoms[0]} among {sorted(self._states)}")
+        raise AssertionError("an evaluation from the first draw on needs an earlier one")
 
     def _without_recorded(
         self,
@@ -127,15 +136,13 @@ class Operators:
         to_meta: bool,
     ) -> Any:
         """An operator no recorded tensor takes part in."""
-        plain = to_meta or any(
-            type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for tensor in tensors
-        )
-        if plain or (tensors and all(tensor.is_meta for tensor in tensors) and not self._leaves_meta(traits, kwargs)):
-            return func(*args, **kwargs)
-        if not tensors:
-            return self._note(func, traits, args, kwargs) if traits.takes_device else func(*args, **kwargs)
-        if self._leaves_meta(traits, kwargs) and all(tensor.is_meta for tensor in tensors):
+        factory = traits.takes_device and all(tensor.is_meta for tensor in tensors)
+        if tensors and factory:  # `empty_like` of a meta tensor has real memory if a real device is named
+            factory = traits.like and kwargs.get("device") is not None
+        if factory and not to_meta:
             return self._note(func, traits, args, kwargs)
+        if to_meta or not tensors or any(tensor.is_meta or _has_own_dispatch(tensor) for tensor in tensors):
+            return func(*args, **kwargs)
         if traits.random:
             for tensor in traits.written_of(args, kwargs):
                 self._adopt(tensor)
@@ -217,20 +224,35 @@ class Operators:
         reads = frozenset(() if traits.like else (self._ref(tensor).cell for tensor in inputs))
         args, kwargs = map_tensors(make, args), map_tensors(make, kwargs)
         blind = traits.blind and len(writes) == 1
-        if traits.random and self._draws is not None:
-            self._note_seed(self._draws)
+        generator = self._generator_of(traits, kwargs, device) if traits.random else None
         dtype = torch.get_default_dtype()
-        self.log.add(Step(func, args, kwargs, reads, writes, outs, blind, traits.random, dtype))
-        if traits.random and self._draws is not None:
-            self._draws.drawn()
-
-    def _note_seed(self, draws: Draws) -> None:
-        change = draws.change()
+        step = Step(func, args, kwargs, reads, writes, outs, blind, traits.random, dtype)
+        draws = self._draws
+        if draws is None or generator is None:
+            self.log.add(step)
+            return
+        draws.follow(generator)
+        self.log.generators[generator] = None
+        change = draws.change(generator)
         if change is not None:
-            empty: frozenset[int] = frozenset()
-            dtype = torch.get_default_dtype()
-            self.log.add(Step(change_state, (change,), {}, empty, (), (), False, True, dtype))
-            draws.drawn()
+            self._note_change(draws, change)
+        self.log.add(step)
+        draws.drawn(generator)
+
+    @staticmethod
+    def _generator_of(traits: Traits, kwargs: dict[str, Any], device: torch.device) -> torch.Generator:
+        generator: torch.Generator | None = kwargs.get("generator")
+        if generator is None and device.type != "cpu":
+            raise ModelError(
+                f"random numbers drawn on {device} cannot be recorded; construct on the CPU, or construct the model "
+                "plainly and shard the existing module instead"
+            )
+        return torch.default_generator if generator is None else generator
+
+    def _note_change(self, draws: Draws, change: Change) -> None:
+        empty: frozenset[int] = frozenset()
+        self.log.add(Step(change_state, (change,), {}, empty, (), (), False, True, torch.get_default_dtype()))
+        draws.drawn(change.generator)
 
     def _now(self, func: Any, traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator whose result is needed now, or that meta tensors cannot stand in for, on real copies."""
@@ -241,11 +263,12 @@ class Operators:
             return real.get(id(tensor), tensor)
 
         if traits.random or any(id(tensor) in real for tensor in traits.written_of(args, kwargs)):
-            state = torch.get_rng_state()
-            try:
+            marked = snapshot(self.log.generators)
+            try:  # on copies, for the error plain construction would have raised
                 func(*map_tensors(torch.clone, map_tensors(value, args)), **map_tensors(value, kwargs))
             finally:
-                torch.set_rng_state(state)
+                for generator, state in marked.items():
+                    generator.set_state(state)
             raise ModelError(
                 f"{func} cannot be recorded: torch has no shape rule for it. Construct the model plainly and shard the "
                 "existing module instead"

@@ -74,7 +74,7 @@ class SliceReader:
         if stop > start:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset_bytes + start * self.dtype.itemsize)
-                _read_into(file, memoryview(values.view(torch.uint8).numpy()), self.path)
+                _read_into(file, memoryview(values.view(torch.uint8).numpy().data), self.path)
         return values
 
 
@@ -88,20 +88,21 @@ def load_safetensors(
     """A reader for each named tensor, in the order of `names`; headers are checked before the first one is given.
 
     Args:
-        source: a ``.safetensors`` file, or a folder with an index (``model.safetensors.index.json``) or with one or more
+        source: a ``.safetensors`` file, or a folder with an index (``model.safetensors.index.json``) or with
             ``.safetensors`` files.
         names: the names expected; a mapping gives the shape each must have.
         dtype: what every tensor must be stored in; None takes any.
         allow_unexpected: accept tensors in the files that are not in `names`.
 
     Raises:
-        CheckpointError: nothing to read there, a damaged file, tensors missing, unexpected, or of another shape or dtype.
+        CheckpointError: nothing to read there, a damaged file, or tensors missing, unexpected, or of other shapes.
     """
     found = _readers(Path(source))
     missing = [name for name in names if name not in found]
     if missing:
         raise CheckpointError(
-            f"{source} lacks {_listed(missing)}.{did_you_mean(missing[0], found)} Check that the checkpoint is of this model"
+            f"{source} lacks {_listed(missing)}.{did_you_mean(missing[0], found)} "
+            "Check that it is a checkpoint of this model"
         )
     unexpected = [] if allow_unexpected else [name for name in found if name not in names]
     if unexpected:

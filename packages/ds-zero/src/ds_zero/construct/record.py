@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -156,9 +157,7 @@ class Recording:
         if submodule is not None and threading.get_ident() == self._thread:
             self._modules.add(submodule)
 
-    def _parameter_registered(
-        self, module: nn.Module, name: str, parameter: nn.Parameter | None
-    ) -> nn.Parameter | None:
+    def _parameter_registered(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         """The hook torch calls for every parameter registered on any module."""
         if parameter is None or threading.get_ident() != self._thread:
             return None

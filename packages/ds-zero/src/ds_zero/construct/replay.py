@@ -8,22 +8,20 @@ from typing import Any
 import torch
 
 from ds_zero.construct.plan import Plan
-from ds_zero.construct.rng import Back, Reseed, SetState
+from ds_zero.construct.rng import Back, Change, States, snapshot
 from ds_zero.construct.steps import Blank, Cell, Log, Ref, Step, map_tensors
 
 __all__ = ["run"]
 
 
-def run(
-    log: Log, plan: Plan, draws: int, states: dict[int, torch.Tensor]
-) -> Iterator[tuple[int, torch.UntypedStorage]]:
+def run(log: Log, plan: Plan, draws: int, states: dict[int, States]) -> Iterator[tuple[int, torch.UntypedStorage]]:
     """Carry out `plan`; yield each wanted cell with the storage that holds its last content, as soon as it is complete.
 
     The storage is dropped when no later step reads it: take what you need before asking for the next one.
 
     Args:
-        draws: how many random steps of the log the generator is past when this begins.
-        states: states of the generator by number of draws, for steps that go back to one; those needed are added.
+        draws: how many random steps of the log the generators are past when this begins.
+        states: states of the generators by number of draws, for steps that go back to one; those needed are added.
     """
     runner = _Runner(log, plan, states)
     runner.save_state(draws)
@@ -41,11 +39,11 @@ def run(
 class _Runner:
     """The buffers that hold bytes now."""
 
-    def __init__(self, log: Log, plan: Plan, states: dict[int, torch.Tensor]) -> None:
+    def __init__(self, log: Log, plan: Plan, states: dict[int, States]) -> None:
         self.buffers: dict[int, torch.UntypedStorage] = {}
         self._log: Log = log
         self._plan: Plan = plan
-        self._states: dict[int, torch.Tensor] = states
+        self._states: dict[int, States] = states
         goals = [
             log.steps[action.step].args[0] for action in plan.actions if log.steps[action.step].run is change_state
         ]
@@ -60,7 +58,7 @@ class _Runner:
 
     def save_state(self, draws: int) -> None:
         if draws in self._returns:
-            self._states[draws] = torch.get_rng_state()
+            self._states[draws] = snapshot(self._log.generators)
 
     def save_state_after(self, index: int) -> None:
         if self._returns and index in self._draw:
@@ -115,11 +113,6 @@ class _Runner:
         return mine
 
 
-def change_state(change: Back | Reseed | SetState, states: dict[int, torch.Tensor]) -> None:
-    """Do to the global generator what the constructor did."""
-    if isinstance(change, Reseed):
-        torch.manual_seed(change.seed)
-    elif isinstance(change, SetState):
-        torch.set_rng_state(change.state)
-    else:
-        torch.set_rng_state(states[change.draws])
+def change_state(change: Change, states: dict[int, States]) -> None:
+    """Do to a generator what the constructor did."""
+    change.apply(states)

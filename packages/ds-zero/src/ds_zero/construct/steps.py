@@ -51,12 +51,12 @@ class Ref:
     @classmethod
     def of(cls, cell: int, tensor: torch.Tensor) -> Ref:
         size, stride = tuple(tensor.shape), tuple(tensor.stride())
-        return cls(cell, tensor.dtype, size, stride, tensor.storage_offset(), tensor.is_conj(), tensor.is_neg())
+        return cls(cell, tensor.dtype, size, stride, int(tensor.storage_offset()), tensor.is_conj(), tensor.is_neg())
 
     def on(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The tensor this ref describes, on `storage`."""
         tensor = torch.empty(0, dtype=self.dtype, device=storage.device)
-        tensor.set_(storage, self.offset, self.size, self.stride)  # type: ignore[call-overload]
+        tensor.set_(storage, self.offset, self.size, self.stride)
         tensor = tensor.conj() if self.conj else tensor
         return torch._neg_view(tensor) if self.neg else tensor
 
@@ -118,12 +118,13 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Log:
-    """Everything recorded: cells, steps in order, and for each cell the indices of the steps that write it."""
+    """Everything recorded: cells, steps in order, which steps write each cell, and what draws random numbers."""
 
     cells: list[Cell] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     writers: list[list[int]] = field(default_factory=list)
     randoms: list[int] = field(default_factory=list)
+    generators: dict[torch.Generator, None] = field(default_factory=dict)
 
     def new_cell(self, storage: torch.UntypedStorage, nbytes: int) -> Cell:
         cell = Cell(len(self.cells), StorageWeakRef(storage), nbytes, storage.device)
