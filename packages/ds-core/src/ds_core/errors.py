@@ -14,6 +14,7 @@
     ├── ModelError (ValueError)             a model or optimizer the engine cannot take
     ├── CommError (RuntimeError)            process-group set-up or a collective failed
     ├── CheckpointError (RuntimeError)      a checkpoint cannot be written, found or trusted
+    ├── OffloadError (RuntimeError)         offloaded tensors cannot be written to, kept in or read from files
     ├── OpError (ValueError)                an op was called with arguments it does not take
     ├── LaunchError (RuntimeError)          ranks could not be started, or one of them died
     └── DataError (ValueError)              a data set or loader state that cannot be used
@@ -40,6 +41,7 @@ __all__ = [
     "MissingWheelError",
     "ModelError",
     "NonFiniteError",
+    "OffloadError",
     "OpError",
     "PluginConflictError",
     "PluginError",
@@ -103,6 +105,10 @@ class CommError(DsError, RuntimeError):
 
 class CheckpointError(DsError, RuntimeError):
     """A checkpoint cannot be written, found, or trusted."""
+
+
+class OffloadError(DsError, RuntimeError):
+    """Offloaded tensors cannot be written to, kept in, or read back from files."""
 
 
 class OpError(DsError, ValueError):

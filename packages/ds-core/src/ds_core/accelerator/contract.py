@@ -22,6 +22,9 @@ from ds_core.errors import AcceleratorError
 if TYPE_CHECKING:
     import torch
 
+    from ds_core.aio.contract import AsyncIO
+    from ds_core.config.aio import AioSection
+
 __all__ = ["Accelerator", "Capability", "HostEvent", "MemorySnapshot"]
 
 
@@ -220,6 +223,13 @@ class Accelerator:
         """An event with ``record`` and timing; of the host's clock where the device has none."""
         found = self._function("Event") if self.has(Capability.EVENTS) else None
         return HostEvent() if found is None else found(enable_timing=True)
+
+    def async_io(self, config: AioSection) -> AsyncIO | None:
+        """The device's own engine for files and tensors, asked for once where it has `Capability.ASYNC_IO`.
+
+        None where it cannot serve `config`; core's threads then do the work, or `use_gds` is refused.
+        """
+        return None
 
     # ---- how the defaults are found, see Note [Defaults]
 

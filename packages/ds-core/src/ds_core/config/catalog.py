@@ -245,10 +245,6 @@ _COMET = names("enabled samples_log_interval project workspace api_key experimen
 ENTRIES: Mapping[str, Entry] = {
     "zero_optimization": Entry("ds-zero", _ZERO, idle=(False,), idle_when={"stage": 0}),
     "zero_force_ds_cpu_optimizer": Entry("ds-zero", idle=(True, False)),
-    "aio": Entry(
-        "ds-zero",
-        names("block_size queue_depth intra_op_parallelism thread_count single_submit overlap_events use_gds"),
-    ),
     "activation_checkpointing": Entry(
         "ds-recompute",
         names(

@@ -26,5 +26,6 @@ SECTIONS: tuple[ConfigSection, ...] = (
     ConfigSection("tensorboard", "ds_core.config.models:TensorboardSection", summary="Metrics to TensorBoard"),
     ConfigSection("jsonl_monitor", "ds_core.config.models:JsonlMonitorSection", summary="Metrics to a JSON-lines file"),
     ConfigSection("timers", "ds_core.config.models:TimersSection", summary="Throughput timer"),
+    ConfigSection("aio", "ds_core.config.aio:AioSection", summary="Asynchronous file I/O, for offload to NVMe"),
     ConfigSection("checkpoint", "ds_core.config.models:CheckpointSection", summary="Saving and loading"),
 )
