@@ -109,8 +109,9 @@ def _mark_classes(
 ) -> list[nn.Module]:
     wanted = _listed(classes, "leaf_module_classes")
     for entry in wanted:
-        if not isinstance(entry, (str, type)) or (not isinstance(entry, str) and not issubclass(entry, nn.Module)):
-            raise ConfigError(f"leaf_module_classes takes module classes and names of classes, got {entry!r}")
+        given: object = entry
+        if not isinstance(given, str) and not (isinstance(given, type) and issubclass(given, nn.Module)):
+            raise ConfigError(f"leaf_module_classes takes module classes and names of classes, got {given!r}")
     found: dict[nn.Module, None] = {}
     missing = set(range(len(wanted)))
     for module in model.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from ds_zero.construct.rng import Back, Change, States, snapshot
 from ds_zero.construct.steps import Blank, Cell, Log, Ref, Step, map_tensors
 
 __all__ = ["run"]
+
+_MAPPED_FROM_BYTES = 1 << 20
 
 
 def run(log: Log, plan: Plan, draws: int, states: dict[int, States]) -> Iterator[tuple[int, torch.UntypedStorage]]:
@@ -95,7 +98,7 @@ class _Runner:
         if buffer not in self.buffers:
             cell = self._log.cells[self._plan.owner[buffer]]
             if cell.base is None:
-                self.buffers[buffer] = torch.empty(cell.nbytes, dtype=torch.uint8, device=cell.device).untyped_storage()
+                self.buffers[buffer] = _memory(cell.nbytes, cell.device)
             else:
                 self.buffers[buffer] = self.initial(cell, writable=buffer in self._plan.written)
         return self.buffers[buffer]
@@ -108,7 +111,7 @@ class _Runner:
         shared = any(storage._cdata == self.buffers[b]._cdata for b in binding.values() if b in self.buffers)
         if same and not shared:
             return storage
-        mine = torch.empty(self._log.cells[ref.cell].nbytes, dtype=torch.uint8, device=result.device).untyped_storage()
+        mine = _memory(self._log.cells[ref.cell].nbytes, result.device)
         ref.on(mine).copy_(result)
         return mine
 
@@ -116,3 +119,12 @@ class _Runner:
 def change_state(change: Change, states: dict[int, States]) -> None:
     """Do to a generator what the constructor did."""
     change.apply(states)
+
+
+def _memory(nbytes: int, device: torch.device) -> torch.UntypedStorage:
+    """New bytes. Large ones on the host are mapped for themselves: freed pages of glibc's aligned allocations often
+    stay with the process, several times the largest parameter over a whole model."""
+    if device.type != "cpu" or nbytes < _MAPPED_FROM_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(nbytes, dtype=torch.uint8, device=device).untyped_storage()
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
