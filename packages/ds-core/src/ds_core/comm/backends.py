@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
+from ds_core.comm import staged
 from ds_core.comm.discovery import Placement
 from ds_core.errors import CommError, did_you_mean
 from ds_core.hooks import CommBackendEntry
@@ -33,7 +34,8 @@ def choose_backend(
 ) -> str:
     """The backend for ``init_process_group``: argument, DS_COMM_BACKEND, the accelerator's, gloo.
 
-    A backend of a device is completed with gloo for host tensors (``"cpu:gloo,cuda:nccl"``).
+    A backend of a device is completed with gloo for host tensors (``"cpu:gloo,cuda:nccl"``). Where gloo is chosen for
+    a device whose tensors it does not take, it is core's staged one; see Note [Staged collectives].
     """
     named = requested or environ.get("DS_COMM_BACKEND")
     asked_by = "dist_backend" if requested else "DS_COMM_BACKEND"
@@ -45,6 +47,8 @@ def choose_backend(
             accelerator = select(environ=environ)
         named, asked_by = accelerator.comm_backend() or "gloo", f"accelerator {accelerator.name}"
         device_type = accelerator.device_type
+    if accelerator is not None and named.lower() == "gloo" and not _gloo_takes(accelerator.device_type):
+        named = staged.register(accelerator.device_type)
     for part in named.split(","):
         device, _, name = part.rpartition(":")
         _make_known(name.strip().lower(), device or device_type, asked_by, placement, manager)
@@ -81,6 +85,10 @@ def _make_known(
             raise CommError(f"communication backend {name!r} cannot serve this job: {reason}")
     if name not in dist.Backend.backend_list:
         dist.Backend.register_backend(name, load_ref(entry.factory), devices=list(entry.device_types))
+
+
+def _gloo_takes(device_type: str) -> bool:
+    return device_type in dist.Backend.backend_capability["gloo"]
 
 
 def _built(name: str) -> bool:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed import ProcessGroup
 
+from ds_core.comm import staged
 from ds_core.comm.backends import choose_backend
 from ds_core.comm.discovery import Placement, discover
 from ds_core.comm.logs import configure
@@ -71,7 +72,7 @@ def init_distributed(
     if config is not None:
         configure(config)
     if dist.is_initialized():
-        _check_existing(rank, world_size)
+        _check_existing(rank, world_size, accelerator)
         return
     placement = discover(
         os.environ, rank=rank, world_size=world_size, mpi=auto_mpi_discovery, default_port=distributed_port
@@ -185,7 +186,7 @@ def _label(group: ProcessGroup | None, name: str) -> None:
         counter.label(group.group_name, name)
 
 
-def _check_existing(rank: int, world_size: int) -> None:
+def _check_existing(rank: int, world_size: int, accelerator: Accelerator | None) -> None:
     for what, wanted, have in (("rank", rank, dist.get_rank()), ("world_size", world_size, dist.get_world_size())):
         if wanted >= 0 and wanted != have:
             raise CommError(
@@ -193,8 +194,15 @@ def _check_existing(rank: int, world_size: int) -> None:
                 "destroy it first (ds_core.comm.destroy_process_group) or do not pass it"
             )
     group = dist.group.WORLD
-    if group is not None:
-        _label(group, WORLD_LABEL)
+    if group is None:
+        return
+    if accelerator is not None and not staged.is_served(accelerator.device_type, group):
+        raise CommError(
+            f"the process group that exists (backend {dist.get_backend()}) takes no tensors of device "
+            f"{accelerator.device_type!r}: let ds_core.initialize make it, or call ds_core.comm.init_distributed with "
+            f"DS_ACCELERATOR={accelerator.name} set before"
+        )
+    _label(group, WORLD_LABEL)
 
 
 def _export(placement: Placement) -> None:
