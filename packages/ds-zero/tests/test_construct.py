@@ -362,10 +362,21 @@ def test_a_recording_is_used_once():
 def test_an_error_in_a_constructor_leaves_nothing_behind():
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), Recording() as recording:
-        nn.Linear(2, 2)
+        linear = nn.Linear(2, 2)
         torch.manual_seed(1)
         raise ZeroDivisionError
+    assert len(repr(linear.weight)) > 0  # tracebacks show it
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ModelError, match="ended without error"):
         recording.replay()
     assert nn.Linear(2, 2).weight.untyped_storage().nbytes() == 16
+
+
+def test_recordings_do_not_nest():
+    with Recording() as outer:
+        assert Recording.active() is outer
+        with pytest.raises(ModelError, match="do not nest"), Recording():
+            pass
+        linear = nn.Linear(2, 2)
+    assert Recording.active() is None
+    assert {parameter for parameter, _ in outer.replay()} == set(linear.parameters())

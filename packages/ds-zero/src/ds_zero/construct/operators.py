@@ -45,6 +45,14 @@ class Operators:
             self._draws.end()
             self._draws = None
 
+    def give_up(self) -> None:
+        """Give what is left of a failed construction its size, untouched, so that showing it in a traceback is safe."""
+        for cell in self._cells.values():
+            storage = cell.storage()
+            if storage is not None and cell.base is None:
+                storage.resize_(cell.nbytes)
+        self.log, self._cells, self._held = Log(), {}, {}
+
     def cell_of(self, tensor: torch.Tensor) -> Cell | None:
         """The recorded cell a tensor is on, or None for a real, meta or sparse tensor."""
         if tensor.layout is not torch.strided or tensor.is_meta:

@@ -7,6 +7,7 @@ import enum
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,9 @@ __all__ = ["Recording"]
 OnReal = Callable[[nn.Module, str, nn.Parameter], "nn.Parameter | None"]
 
 
+_ACTIVE: ContextVar[Recording | None] = ContextVar("ds_zero_recording", default=None)
+
+
 class _Phase(enum.Enum):
     NEW = "not entered"
     RECORDING = "recording"
@@ -43,7 +47,9 @@ class Recording:
     constructor asks for a value (`.item()`, `if tensor.any()`, `.tolist()`, `.numpy()`), the steps it depends on run
     there and then, with the numbers plain construction would have drawn, and are thrown away.
 
-    Leaving the context with an exception, or dropping the recording, drops the log.
+    Between leaving the context and the end of the replay nothing may touch the model's values: its tensors have no
+    memory, and torch does not check that. Leaving with an exception drops the log and leaves tensors with undefined
+    values.
 
     Example:
         >>> with Recording() as recording:
@@ -62,6 +68,11 @@ class Recording:
         self._thread: int = 0
         self._leave: contextlib.ExitStack = contextlib.ExitStack()
 
+    @staticmethod
+    def active() -> Recording | None:
+        """The recording that is open in this thread, or None."""
+        return _ACTIVE.get()
+
     def on_real_parameter(self, callback: OnReal) -> None:
         """Call `callback(module, name, parameter)` when a real parameter takes the place of a meta one.
 
@@ -76,12 +87,16 @@ class Recording:
     def __enter__(self) -> Recording:
         if self._phase is not _Phase.NEW:
             raise ModelError(f"a Recording is used once and this one is {self._phase.value}; make a new Recording")
+        if _ACTIVE.get() is not None:
+            raise ModelError("a Recording is open already, and recordings do not nest; use the open one")
         self._phase = _Phase.RECORDING
         self._thread = threading.get_ident()
         parameter_hook = register_module_parameter_registration_hook(self._parameter_registered)
         module_hook = register_module_module_registration_hook(self._module_registered)
         self._operators.begin()
         function_mode, dispatch_mode = FunctionMode(self._operators, self._found), DispatchMode(self._operators)
+        token = _ACTIVE.set(self)
+        self._leave.callback(_ACTIVE.reset, token)
         self._leave.callback(self._operators.end)
         self._leave.callback(parameter_hook.remove)
         self._leave.callback(module_hook.remove)
@@ -93,7 +108,11 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave.close()
-        self._phase = _Phase.RECORDED if error is None else _Phase.REPLAYED
+        if error is None:
+            self._phase = _Phase.RECORDED
+        else:
+            self._phase = _Phase.REPLAYED
+            self._operators.give_up()
 
     def replay(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         """Yield each parameter with its full value, complete and bit-equal to plain construction.
