@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,6 @@ class _Runner:
             log.steps[action.step].args[0] for action in plan.actions if log.steps[action.step].run is change_state
         ]
         self._returns: frozenset[int] = frozenset(goal.draws for goal in goals if isinstance(goal, Back))
-        self._draw: dict[int, int] = {index: number for number, index in enumerate(log.randoms, start=1)}
 
     def initial(self, cell: Cell, *, writable: bool) -> torch.UntypedStorage:
         """What a cell holds before any step wrote it: real bytes of a tensor that had some, else zeros."""
@@ -64,8 +64,8 @@ class _Runner:
             self._states[draws] = snapshot(self._log.generators)
 
     def save_state_after(self, index: int) -> None:
-        if self._returns and index in self._draw:
-            self.save_state(self._draw[index])
+        if self._returns and self._log.steps[index].random:
+            self.save_state(bisect_right(self._log.randoms, index))
 
     def step(self, step: Step, binding: Any) -> None:
         """Run one step on the buffers `binding` gives its cells."""
