@@ -63,6 +63,7 @@ class Engine(EngineApi):
         self._observe_loss = overrides(parts, "observe_loss")
         self._before_backward = overrides(parts, "before_backward")
         self._after_backward = overrides(parts, "after_backward")
+        self._before_step = overrides(parts, "before_step")
         self._before_update = overrides(parts, "before_update")
         self._update = overrides(parts, "update")
         self._after_update = overrides(parts, "after_update")
@@ -124,6 +125,8 @@ class Engine(EngineApi):
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """Ends a micro-batch; at the accumulation boundary updates parameters and schedule. Call on all ranks."""
+        for check in self._before_step:
+            check()
         self.micro_steps += 1
         if self._accumulation.advance():
             self._take_step(lr_kwargs)
@@ -186,6 +189,7 @@ class Engine(EngineApi):
     def destroy(self) -> None:
         """Removes hooks, closes monitors and frees buffers; the module stays usable."""
         self._watch.close()
+        self.reload_states()
         for part in reversed(self.parts):
             part.close()
 

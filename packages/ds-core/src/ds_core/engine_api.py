@@ -12,6 +12,7 @@ import torch
 from ds_core import checkpoint, comm
 from ds_core.accessors import ConfigAccessors
 from ds_core.part import Part, Update, overrides
+from ds_core.parts.residence import parse_device, parse_kinds
 
 if TYPE_CHECKING:
     from ds_core.config import Config
@@ -140,6 +141,26 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         for enter in overrides(self.parts, "gathered"):
             stack.enter_context(enter(list(parameters)))
         return stack
+
+    def offload_states(
+        self, include: Any = None, device: Any = "cpu", pin_memory: bool = True, non_blocking: bool = False
+    ) -> None:
+        """Moves states off the device until `reload_states`; see `ds_core.parts.residence`. No communication.
+
+        Args:
+            include: kinds of state, by name or ``ds_core.utils.OffloadStateTypeEnum``; None: all.
+            device: where to.
+            pin_memory: page-lock the copies where the accelerator can.
+            non_blocking: do not wait for the copies where the accelerator can do that.
+        """
+        kinds, target = parse_kinds(include), parse_device(device)
+        for move in overrides(self.parts, "offload_states"):
+            move(kinds, target, pin_memory=pin_memory, non_blocking=non_blocking)
+
+    def reload_states(self, non_blocking: bool = False) -> None:
+        """Brings back what `offload_states` moved."""
+        for move in overrides(self.parts, "reload_states"):
+            move(non_blocking=non_blocking)
 
     def comm_report(self) -> Any:
         """Calls and bytes of every collective since the start or the last ``comm.reset()``."""

@@ -149,6 +149,11 @@ class Exchange:
         self._has_unmet = False
         self._exchanged = True
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether there was a backward since gradients were forgotten or `finish` was called."""
+        return self._has_unmet or self._exchanged
+
     def finish(self) -> None:
         """Brings together whatever has not met yet. Called on all ranks, once, before gradients are used."""
         if self._ranks == 1 or self._has_unmet or not self._exchanged:

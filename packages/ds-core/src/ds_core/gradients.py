@@ -162,6 +162,26 @@ class Gradients:
             raise AssertionError(f"gradients of bucket {index} were asked for before they were reduced")
         return total.tensor[span.start - total.start : span.stop - total.start]
 
+    def local(self, slot: int) -> torch.Tensor | None:
+        """This rank's gradient of one parameter as far as it has not met other ranks', or None."""
+        index = self._flat.layout.bucket_at(self._flat.layout.slots[slot].start)
+        incoming = self._incoming[index]
+        if incoming is None:
+            return None
+        view = incoming.views[slot - self._flat.layout.buckets[index].first]
+        return view if self._flat.parameters[slot].grad is view else None
+
+    def local_tensors(self) -> list[torch.Tensor]:
+        """Buffers of gradients that have not met other ranks', and every view of them."""
+        return [tensor for incoming in self._incoming if incoming for tensor in (incoming.buffer, *incoming.views)]
+
+    def reduced_tensors(self) -> list[torch.Tensor]:
+        """Buffers of reduced gradients, and every view of them."""
+        totals = [total.tensor for total in self._totals if total is not None]
+        storages = {total.untyped_storage().data_ptr() for total in totals}
+        shown = (parameter.grad for parameter in self._flat.parameters)
+        return totals + [grad for grad in shown if grad is not None and grad.untyped_storage().data_ptr() in storages]
+
     def is_reduced(self, index: int) -> bool:
         """Whether bucket `index` has a total."""
         return self._totals[index] is not None

@@ -94,6 +94,9 @@ class Part:
     def after_backward(self) -> None:
         """Called after every backward pass."""
 
+    def before_step(self) -> None:
+        """Called first in every ``engine.step()``, before anything is counted; may refuse it."""
+
     def reduce_gradients(self) -> None:
         """Brings gradients of all ranks together now. Called by hand, or by this part itself in `before_update`."""
 
@@ -112,6 +115,18 @@ class Part:
     def gathered(self, parameters: Sequence[torch.nn.Parameter]) -> AbstractContextManager[Any]:
         """A context in which `parameters` hold their full values on every rank."""
         return nullcontext()
+
+    def offload_states(
+        self, kinds: frozenset[str], device: torch.device, *, pin_memory: bool, non_blocking: bool
+    ) -> None:
+        """Moves states of `kinds` (`ds_core.parts.residence`) to `device` until `reload_states`."""
+
+    def reload_states(self, *, non_blocking: bool) -> None:
+        """Brings offloaded states back. Also called before the engine is closed."""
+
+    def state_devices(self, kind: str) -> set[torch.device]:
+        """Where the states of `kind` are on this rank, as far as this part keeps them."""
+        return set()
 
     def state_plan(self) -> StatePlan | None:
         """What this part keeps in a checkpoint, as this rank would write it; None keeps nothing."""

@@ -64,6 +64,7 @@ class UpdateSpace(abc.ABC):
         flats: trainable groups.
         frozen: groups that no optimizer updates; empty where a space leaves such parameters alone.
         exchange: brings gradients together.
+        factors: what gradients are multiplied by before they are added over ranks, and after.
         followers: told when working values were replaced by hand, with the group, the range and the values before.
         places: group and slot index of each parameter, by id.
     """
@@ -87,9 +88,9 @@ class UpdateSpace(abc.ABC):
         groups = [FlatGroup(members, layout, grad_dtype=policy.grad_dtype) for members, layout in plans]
         self.flats: list[FlatGroup] = [flat for flat in groups if flat.group_index != FROZEN]
         self.frozen: list[FlatGroup] = [flat for flat in groups if flat.group_index == FROZEN]
-        before, self._factor = _factors(policy, ranks)
+        self.factors: tuple[float, float] = _factors(policy, ranks)
         self.exchange = Exchange(
-            self.flats, self, ranks=ranks, group=group, scale=before, overlap=policy.overlap and ranks > 1
+            self.flats, self, ranks=ranks, group=group, scale=self.factors[0], overlap=policy.overlap and ranks > 1
         )
         self.followers: list[Follower] = []
         self.places: dict[int, tuple[FlatGroup, int]] = {
@@ -142,7 +143,7 @@ class UpdateSpace(abc.ABC):
             The factor a reduced element must still be multiplied by to be the mean (or sum) over ranks.
         """
         self.exchange.finish()
-        return self._factor
+        return self.factors[1]
 
     @abc.abstractmethod
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor, async_op: bool) -> Reduced:

@@ -40,6 +40,10 @@ class Values(abc.ABC):
     def held(self) -> tuple[Range, ...]:
         """What `of` can answer on this rank, in order."""
 
+    @abc.abstractmethod
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that hold the values; they may be given other memory of the same contents."""
+
     def close(self) -> None:
         """Gives memory back; parameters are left with their full values."""
 
@@ -58,6 +62,10 @@ class WholeValues(Values):
     def held(self) -> tuple[Range, ...]:
         """Everything."""
         return self._flat.layout.whole()
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The one."""
+        return [self.tensor]
 
     def fill(self, source: Source) -> None:
         """Moves values in, one parameter at a time, and makes each parameter a view."""

@@ -111,7 +111,7 @@ class OpAdam(torch.optim.Optimizer):
                 f"{type(self).__name__} takes dense gradients, got {grad.layout} for a parameter of shape "
                 f"{tuple(param.shape)}. Use sparse=False in the embedding, or torch.optim.SparseAdam for it."
             )
-        state = self._state_of(param)
+        state = self.state_of(param)
         state["step"] += 1
         values = param.detach()
         dense = values.contiguous().view(-1)
@@ -149,7 +149,7 @@ class OpAdam(torch.optim.Optimizer):
                     f"a flat update of elements {start} to {stop} does not lie within parameter {update.param_index} "
                     f"of group {update.group}, which has {param.numel()} elements."
                 )
-            state = self._state_of(param)
+            state = self.state_of(param)
             state["step"].fill_(max(update.step, int(state["step"])))
             ops.adam_(
                 update.param,
@@ -185,7 +185,8 @@ class OpAdam(torch.optim.Optimizer):
                 elif key == "step":
                     self.state[param][key] = torch.tensor(float(value), dtype=torch.float32)
 
-    def _state_of(self, param: torch.Tensor) -> dict[str, Any]:
+    def state_of(self, param: torch.Tensor) -> dict[str, Any]:
+        """The states of `param`; zeros where it was never updated."""
         state: dict[str, Any] = self.state[param]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)

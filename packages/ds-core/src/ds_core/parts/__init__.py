@@ -4,12 +4,14 @@ from ds_core.part import Part
 from ds_core.parts.accumulation import Accumulation
 from ds_core.parts.clock import Clock
 from ds_core.parts.gradient_norm import GradientNorm
+from ds_core.parts.inspection import Inspection
 from ds_core.parts.loss_scale import LossScale
 from ds_core.parts.optimizer import OptimizerStep
 from ds_core.parts.position import Position
 from ds_core.parts.precision import Precision
 from ds_core.parts.reduction import Reduction
 from ds_core.parts.reporting import Reporting
+from ds_core.parts.residence import Residence
 from ds_core.parts.schedule import Schedule
 from ds_core.parts.weights import Weights
 
@@ -17,12 +19,14 @@ __all__ = [
     "Accumulation",
     "Clock",
     "GradientNorm",
+    "Inspection",
     "LossScale",
     "OptimizerStep",
     "Position",
     "Precision",
     "Reduction",
     "Reporting",
+    "Residence",
     "Schedule",
     "Weights",
     "core_parts",
@@ -31,16 +35,20 @@ __all__ = [
 
 def core_parts() -> list[Part]:
     """One of each, unprepared; their declared order decides who comes when."""
+    reduction, loss_scale, optimizer = Reduction(), LossScale(), OptimizerStep()
+    residence = Residence(optimizer)
     return [
+        residence,
         Clock(),
         Precision(),
         Weights(),
         Accumulation(),
         Position(),
-        Reduction(),
-        LossScale(),
+        reduction,
+        loss_scale,
         GradientNorm(),
-        OptimizerStep(),
+        optimizer,
+        Inspection(reduction, loss_scale, optimizer, residence),
         Schedule(),
         Reporting(),
     ]

@@ -68,6 +68,10 @@ class ShardedValues(Values):
         """This rank's part of every bucket."""
         return self._flat.layout.shard_ranges(self._rank)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Shards, and buckets that stay whole."""
+        return [*self.shards, *(whole for whole in self.wholes if whole is not None)]
+
     def fill(self, source: Source) -> None:
         """Keeps this rank's part of each parameter and leaves a stand-in; what stays whole becomes a view."""
         layout = self._flat.layout

@@ -1,0 +1,50 @@
+"""Optimizer states before the first step: what a parameter's first update would start from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+__all__ = ["StartsStates", "start_states"]
+
+
+@runtime_checkable
+class StartsStates(Protocol):
+    """An optimizer that can make a parameter's states ahead of its first step."""
+
+    def state_of(self, param: torch.Tensor) -> dict[str, Any]:
+        """The states of `param`, made if they are not there."""
+
+
+@runtime_checkable
+class _TorchStates(Protocol):
+    """torch's own optimizers make states in this method, as the first thing a step does."""
+
+    def _init_group(self, *lists: Any) -> Any: ...
+
+
+def start_states(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> bool:
+    """Makes the states of one optimizer parameter as its first step would, and takes no step.
+
+    Returns:
+        False where they cannot be made ahead: the optimizer is not torch's and has no ``state_of``, or makes a state of
+        its first gradient, as SGD's momentum.
+    """
+    if optimizer.state.get(parameter):
+        return True
+    if isinstance(optimizer, StartsStates):
+        optimizer.state_of(parameter)
+    elif isinstance(optimizer, _TorchStates):
+        group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+        lists = len(inspect.signature(optimizer._init_group).parameters) - 1
+        before = parameter.grad
+        if before is None:
+            dtype = parameter.grad_dtype or parameter.dtype
+            parameter.grad = torch.zeros((), dtype=dtype, device=parameter.device).expand(parameter.shape)
+        try:
+            optimizer._init_group({**group, "params": [parameter]}, *([] for _ in range(lists)))
+        finally:
+            parameter.grad = before
+    return bool(optimizer.state.get(parameter))
