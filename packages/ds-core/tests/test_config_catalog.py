@@ -19,7 +19,7 @@ OTHERS = [key[1:] for key in KEYS if key.startswith("@")]
 
 SERVED_SECTIONS = {
     "bf16", "bfloat16", "checkpoint", "comms_logger", "data_types", "fp16", "jsonl_monitor", "optimizer", "scheduler",
-    "tensorboard", "timers", "torch_autocast",
+    "tensorboard", "timers", "torch_autocast", "aio",
 }  # fmt: skip
 SERVED_SCALARS = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
@@ -30,7 +30,7 @@ SERVED_SCALARS = {
 }  # fmt: skip
 REFUSED = {
     "optimizer.legacy_fusion", "sparse_gradients", "disable_allgather", "graph_harvesting", "amp.enabled",
-    "amp.opt_level", "checkpoint.load_universal", "checkpoint.use_node_local_storage",
+    "amp.opt_level", "aio.single_submit", "checkpoint.load_universal", "checkpoint.use_node_local_storage",
     "checkpoint.checkpoint_serialization", "checkpoint.parallel_write.pipeline_stage", "checkpoint.writer.type",
     "checkpoint.writer.decoupled", "checkpoint.writer.io_buffer_size", "checkpoint.writer.io_buffer_double",
     "checkpoint.writer.show_statistics", "checkpoint.writer.data_parallel", "checkpoint.writer.io_multiplier",

@@ -241,8 +241,8 @@ def test_a_broken_section_matters_only_when_it_is_written(caplog: pytest.LogCapt
 
 def test_an_installed_wheel_that_does_not_serve_the_key_is_said_to_be_installed() -> None:
     registry = Registry([], {"ds-zero": "0.1.0"})
-    reason = registry.outcome("aio").reason
-    assert reason.startswith("aio belongs to ds-zero, and the installed ds-zero 0.1.0 does not serve it")
+    reason = registry.outcome("zero_optimization").reason
+    assert reason.startswith("zero_optimization belongs to ds-zero, and the installed ds-zero 0.1.0 does not serve it")
 
 
 def test_installed_wheels_are_read_through_the_plugin_manager() -> None:

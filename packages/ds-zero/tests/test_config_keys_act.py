@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -486,7 +487,48 @@ def _logged() -> tuple:
     return off, on, some, chatty, traced
 
 
+def aio(tmp_path: Path) -> None:
+    """The same keys are observed one by one in ds-core's test_aio_config.py."""
+    from ds_core.accelerator import HostAccelerator
+    from ds_core.aio import aligned_empty, make_io
+    from ds_core.aio.files import SystemCalls
+
+    def moved(together: int = 1, **keys) -> list[set[tuple[int, int]]]:
+        """Which (offset, size) met in the system call, when `together` must meet before they go on."""
+        met: list[set[tuple[int, int]]] = []
+        inside: set[tuple[int, int]] = set()
+        barrier = threading.Barrier(together, action=lambda: met.append(set(inside)), timeout=30)
+
+        class Met(SystemCalls):
+            def write(self, fd: int, view: memoryview, offset: int) -> int:
+                inside.add((offset, len(view)))
+                barrier.wait()
+                done = super().write(fd, view, offset)
+                inside.remove((offset, len(view)))
+                return done
+
+        section = resolve(load({"train_batch_size": 1, "aio": {"queue_depth": 1, **keys}}), Facts(1, 1))["aio"]
+        io = make_io(HostAccelerator(), section, calls=Met())
+        io.write(aligned_empty(16384, torch.uint8).zero_(), tmp_path / "file", 0).wait()
+        io.close()
+        return met
+
+    block = {"block_size": 4096}
+    quarters = [(offset, 4096) for offset in range(0, 16384, 4096)]
+    assert moved(block_size=8192) == [{(0, 8192)}, {(8192, 8192)}]
+    assert moved(**block) == [{quarter} for quarter in quarters]
+    assert moved(2, **block, intra_op_parallelism=2)[0] == {quarters[0], quarters[2]}
+    assert moved(2, **block, queue_depth=2, overlap_events=False) == [set(quarters[:2]), set(quarters[2:])]
+    with pytest.raises(ConfigError, match="use_gds"):
+        moved(use_gds=True)
+
+
 OBSERVED: dict[str, Callable[[Path], None]] = {
+    "aio.block_size": aio,
+    "aio.queue_depth": aio,
+    "aio.intra_op_parallelism": aio,
+    "aio.overlap_events": aio,
+    "aio.use_gds": aio,
     "train_batch_size": batch_keys,
     "train_micro_batch_size_per_gpu": batch_keys,
     "gradient_accumulation_steps": batch_keys,

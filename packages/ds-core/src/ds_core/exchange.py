@@ -10,6 +10,11 @@ Note [Complete]
     A bucket is complete when every parameter of it that ever received a gradient on this rank has one in this
     backward. A gradient that arrives after that (a parameter accumulated twice by re-entrant recomputation) waits in a
     fresh buffer; at the step ranks tell each other which buckets have such, and reduce those again.
+
+Note [When to wait]
+    To bound memory a rank waits for old reductions before it launches more. That is safe while all ranks run through
+    the same collectives in one order. Where they may not (a sharded model whose branches depend on data), another rank
+    may need this one for a gather first; `may_wait` then says no, and reductions are waited for when backward is over.
 """
 
 from __future__ import annotations
@@ -31,11 +36,19 @@ IN_FLIGHT = 2
 
 
 class Reduced(NamedTuple):
-    """A reduction under way: where its result will be, the flat element it begins at, and what to wait for."""
+    """A reduction under way.
+
+    Attributes:
+        tensor: where its result will be.
+        start: the flat element it begins at.
+        handle: what to wait for; None when it is there.
+        is_part: `tensor` is part of a larger one that need not be kept.
+    """
 
     tensor: torch.Tensor
     start: int
     handle: Any
+    is_part: bool = False
 
 
 class Reducer(Protocol):
@@ -70,7 +83,11 @@ class Exchange:
         ranks: how many meet.
         scale: what gradients are multiplied by before they meet.
         overlap: launch without waiting.
-        on_complete: told of each bucket whose gradients of a backward are complete; its parameters are not needed any more.
+        on_complete: told of each bucket whose gradients of a backward are complete; its parameters are not needed any
+            more.
+
+    Attributes:
+        may_wait: whether a rank may wait for a reduction while backward goes on; see Note [When to wait].
     """
 
     def __init__(
@@ -90,6 +107,7 @@ class Exchange:
         self._scale = scale
         self._overlap = overlap
         self.on_complete = on_complete
+        self.may_wait: Callable[[], bool] = lambda: True
         self._entries = _in_reverse(flats)
         self._by_bucket = {(id(e.flat), e.index): e for e in self._entries}
         self._cursor = 0
@@ -144,8 +162,8 @@ class Exchange:
         while self._cursor < len(self._entries):
             self._launch(self._entries[self._cursor])
             self._cursor += 1
-        self._drain(0)
         self._active = False
+        self._drain(0)
         self._has_unmet = False
         self._exchanged = True
 
@@ -202,16 +220,22 @@ class Exchange:
             return
         wanted = flat.reduce_dtype or piece.dtype
         with comm.scope("gradients"):
-            reduced = self._reducer.reduce_bucket(flat, entry.index, piece.to(wanted), self._overlap)
+            async_op = self._overlap or not self.may_wait()
+            reduced = self._reducer.reduce_bucket(flat, entry.index, piece.to(wanted), async_op)
         self._under_way.append((entry, reduced))
-        self._drain(IN_FLIGHT if self._overlap else 0)
+        self._drain(IN_FLIGHT if async_op else 0)
 
     def _drain(self, allowed: int) -> None:
         while len(self._under_way) > allowed:
-            entry, reduced = self._under_way.pop(0)
+            entry, reduced = self._under_way[0]
+            is_last = allowed == 0 and not self._active
+            if not is_last and not self.may_wait() and reduced.handle is not None and not reduced.handle.is_completed():
+                return
+            self._under_way.pop(0)
             if reduced.handle is not None:
                 reduced.handle.wait()
-            entry.flat.gradients.put(entry.index, reduced.tensor.to(entry.flat.grad_dtype), reduced.start)
+            result = reduced.tensor.clone() if reduced.is_part else reduced.tensor
+            entry.flat.gradients.put(entry.index, result.to(entry.flat.grad_dtype), reduced.start)
 
 
 def _in_reverse(flats: list[FlatGroup]) -> list[_Entry]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["is_placeholder", "move", "placeholder"]
+__all__ = ["assign", "is_placeholder", "move", "placeholder"]
 
 
 def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -33,6 +33,18 @@ def move(
     if (data.device, data.dtype) == (device, dtype):
         return
     if is_placeholder(data):
-        parameter.data = placeholder(data.shape, dtype, device)
+        assign(parameter, placeholder(data.shape, dtype, device))
     else:
-        parameter.data = data.to(device=device, dtype=dtype)
+        assign(parameter, data.to(device=device, dtype=dtype))
+
+
+def assign(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Gives `parameter` other data, on whatever device; the Parameter object stays the same.
+
+    torch takes ``parameter.data = value`` only where both have one kind of tensor inside, which a CPU tensor and one of
+    an out-of-tree device do not; there the insides are exchanged.
+    """
+    if torch._has_compatible_shallow_copy_type(parameter.data, value):
+        parameter.data = value
+    else:
+        torch._C._swap_tensor_impl(parameter, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))  # type: ignore[attr-defined]

@@ -39,10 +39,11 @@ class ShardedSpace(UpdateSpace):
         bucket = flat.layout.buckets[index]
         own = bucket.shard(self.rank, self.ranks)
         if not self.use_reduce_scatter:
-            comm.all_reduce(piece, group=self.group)
-            return Reduced(piece[own.start - bucket.start : own.stop - bucket.start].clone(), own.start, None)
+            handle: Any = comm.all_reduce(piece, group=self.group, async_op=async_op)
+            part = piece[own.start - bucket.start : own.stop - bucket.start]
+            return Reduced(part, own.start, handle, is_part=True)
         out = torch.empty(own.numel, dtype=piece.dtype, device=piece.device)
-        handle: Any = comm.reduce_scatter_tensor(out, piece, group=self.group, async_op=async_op)
+        handle = comm.reduce_scatter_tensor(out, piece, group=self.group, async_op=async_op)
         return Reduced(out, own.start, handle)
 
     def publish(self) -> None:

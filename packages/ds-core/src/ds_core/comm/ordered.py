@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ds_core.comm.staged import BACKEND
+
 __all__ = ["OrderedAllReduce", "OrderedReduceScatter", "serves"]
 
 MINIMUM_NUMEL = 256
@@ -24,16 +26,23 @@ MINIMUM_NUMEL = 256
 
 
 def serves(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup) -> bool:
-    """Whether sums of `tensor` over `group` are added here: host tensors, floating point, plain sums, over gloo."""
+    """Whether sums of `tensor` over `group` are added here: floating point, plain sums, over gloo."""
     return (
         op == dist.ReduceOp.SUM
-        and tensor.device.type == "cpu"
         and tensor.is_floating_point()
         and tensor.is_contiguous()
         and tensor.numel() >= MINIMUM_NUMEL
         and tensor.numel() % group.size() == 0
-        and dist.get_backend(group) in ("gloo", "cpu:gloo")
+        and _goes_over_gloo(tensor.device.type, group)
     )
+
+
+def _goes_over_gloo(device_type: str, group: dist.ProcessGroup) -> bool:
+    for part in str(dist.get_backend_config(group)).split(","):
+        device, _, backend = part.rpartition(":")
+        if device in ("", device_type):
+            return backend in ("gloo", BACKEND)
+    return False
 
 
 class OrderedReduceScatter:
@@ -63,8 +72,8 @@ class OrderedReduceScatter:
         return True
 
     def is_completed(self) -> bool:
-        """Whether `wait` returned already."""
-        return self._done
+        """Whether `wait` would return soon: the pieces are here."""
+        return self._done or bool(self._work.is_completed())
 
 
 class OrderedAllReduce:

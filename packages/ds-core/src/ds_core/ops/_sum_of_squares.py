@@ -41,7 +41,7 @@ def _reference(x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         total = torch.zeros((), dtype=wide, device=x.device)
         for first in range(0, x.numel(), CHUNK):
-            total += x[first : first + CHUNK].to(wide).square_().sum()
+            total += x[first : first + CHUNK].to(wide).square().sum()
         return total
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ds_core.errors import EngineError
-from ds_zero.sharded.control import Control, Message, Word
+from ds_zero.sharded.control import Control, Message, Posted, Word
 from ds_zero.sharded.order import GatherPlan, digest, make_plan
 from ds_zero.sharded.unit import GatherUnit, UnitState
 
@@ -58,6 +58,7 @@ class Coordinator:
     Attributes:
         phase: the pass under way.
         live_numel: elements gathered just now; `peak_numel` is the most there ever were.
+        is_agreed: whether all ranks went through the last forward alike.
     """
 
     def __init__(self, units: Sequence[GatherUnit], control: Control, limits: Limits) -> None:
@@ -65,6 +66,7 @@ class Coordinator:
         self.phase: Phase = Phase.OUTSIDE
         self.live_numel: int = 0
         self.peak_numel: int = 0
+        self.is_agreed: bool = False
         self._control = control
         self._limits = limits
         self._ahead = limits.prefetch
@@ -84,6 +86,7 @@ class Coordinator:
         self._kept: tuple[int, ...] = ()
         self._recent: list[GatherUnit] = []
         self._complete: dict[int, int] = {}
+        self._opening: Posted | None = None
 
     def _make(self, uses: Sequence[int], *, is_observed: bool = False) -> GatherPlan:
         return make_plan(uses, self._sizes, reuse_numel=self._limits.reuse, is_observed=is_observed)
@@ -98,6 +101,7 @@ class Coordinator:
         self._used, self._requests, self._recent = [], [], []
         self._complete.clear()
         self._plan = self._plans[phase]
+        self._opening = self._control.post(self._message(Word.BEGIN))
         if phase is Phase.BACKWARD and self._kept:
             self._plan = self._make([index for index in self._plan.uses if index not in self._kept])
         for unit in self.units:
@@ -106,6 +110,7 @@ class Coordinator:
 
     def end(self) -> None:
         """The pass is over: takes part in what other ranks still need, and learns from the order of use."""
+        self._open()
         self._drain()
         agreed = self._settle()
         phase, plan = self.phase, self._plans[self.phase]
@@ -116,6 +121,7 @@ class Coordinator:
             self._plans[phase] = self._make(plan.inserted(self._requests), is_observed=plan.is_observed)
         self._kept = ()
         if phase is Phase.FORWARD:
+            self.is_agreed = agreed
             if not self._plans[Phase.BACKWARD].is_observed:
                 self._plans[Phase.BACKWARD] = self._make(self._plans[phase].backward())
             self._kept = self._plans[phase].kept(self._sizes, self._limits.reuse)
@@ -124,9 +130,16 @@ class Coordinator:
                 self._drop(unit)
         self.phase = Phase.OUTSIDE
 
+    def _open(self) -> None:
+        """Makes sure that all ranks began the same pass, before anything waits for them."""
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            self._control.finish(opening)
+
     def abort(self) -> None:
         """The pass failed on this rank: forgets what was gathered, without meeting other ranks."""
         self._kept = ()
+        self._opening = None
         self._complete.clear()
         for unit in self.units:
             unit.depth = 0
@@ -145,6 +158,7 @@ class Coordinator:
             if self.phase is not Phase.BACKWARD:
                 self._note(unit)
             return
+        self._open()
         if unit.state is UnitState.SHARDED:
             place = None if self._draining else self._plan.find(unit.index, self._issued)
             if place is None:

@@ -14,7 +14,7 @@ import torch
 from ds_core import comm
 from ds_core.units import Unit
 from ds_core.values import Values
-from ds_zero.sharded.control import Control
+from ds_zero.sharded.control import Control, beside
 from ds_zero.sharded.coordinator import PHASES, Coordinator, Limits
 from ds_zero.sharded.hooks import ModuleHooks
 from ds_zero.sharded.unit import GatherUnit
@@ -22,6 +22,8 @@ from ds_zero.sharded.values import ShardedValues
 from ds_zero.space import ShardedSpace
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from ds_core.flat import FlatGroup, NamedParameter
 
 __all__ = ["PartitionedSpace"]
@@ -53,6 +55,8 @@ class PartitionedSpace(ShardedSpace):
         self._whole = whole
         self._shard_device = shard_device
         super().__init__(parameters, **arguments)
+        # Ranks may gather and reduce in different orders relative to each other, so each has a group of its own.
+        self.gather_group: ProcessGroup | None = beside(self.group, "gathers")
         self.units: list[GatherUnit] = self._make_units(units)
         titles = [unit.title for unit in units]
         self.coordinator = Coordinator(self.units, Control(self.group, self.ranks, titles, PHASES), limits)
@@ -67,6 +71,7 @@ class PartitionedSpace(ShardedSpace):
                 self.coordinator.completed(unit)
 
         self.exchange.on_complete = complete
+        self.exchange.may_wait = lambda: self.coordinator.is_agreed
 
     def make_values(self, flat: FlatGroup) -> Values:
         """Shards, and whole buckets for units that stay gathered."""
@@ -80,7 +85,7 @@ class PartitionedSpace(ShardedSpace):
             for index, bucket in enumerate(flat.layout.buckets):
                 pieces.setdefault(bucket.unit, []).append((flat, index))
         return [
-            GatherUnit(unit, pieces[unit.index], self.group)
+            GatherUnit(unit, pieces[unit.index], self.gather_group)
             for unit in units
             if unit.index in pieces and unit.index not in self._whole
         ]
