@@ -349,7 +349,7 @@ def loading():
     model, engine = make(3, "plain", bf16={"enabled": True})
     wanted = {name: torch.full_like(tensor, 0.25) for name, tensor in Net("plain").bfloat16().state_dict().items()}
     engine.load_module_state_dict(wanted)
-    first = engine.module_state_dict()
+    first = {name: tensor.clone() for name, tensor in engine.module_state_dict().items()}
     engine.module.load_state_dict({name: tensor * 2 for name, tensor in wanted.items()})
     second = engine.module.state_dict()
     masters = [p for group in engine.optimizer.optimizer.param_groups for p in group["params"]]
@@ -375,7 +375,9 @@ def bytes_of_a_step(stage):
     for step in range(4):
         if step == 3:
             comm.reset()
-        engine.backward(engine(torch.ones(2, WIDTH, dtype=torch.bfloat16)).float().square().mean())
+        # An input with a gradient, so that backward reads the first weight too.
+        x = torch.ones(2, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        engine.backward(engine(x).float().square().mean())
         engine.step()
     sent: dict[str, int] = {}
     calls: dict[str, int] = {}

@@ -7,21 +7,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ds_zero.gathered import GatheredParameters, register_external_parameter, unregister_external_parameter
+    from ds_zero.init import Init
+    from ds_zero.leaf import (
+        get_z3_leaf_modules,
+        set_z3_leaf_module,
+        set_z3_leaf_modules,
+        set_z3_leaf_modules_by_name,
+        set_z3_leaf_modules_by_suffix,
+        unset_z3_leaf_modules,
+        z3_leaf_module,
+        z3_leaf_parameter,
+    )
+    from ds_zero.tiled import TiledLinear, TiledLinearReturnBias
 
 __version__ = "0.1.0"
 
+_LEAF = "ds_zero.leaf"
 _EXPORTS = {
     "GatheredParameters": "ds_zero.gathered",
+    "Init": "ds_zero.init",
+    "TiledLinear": "ds_zero.tiled",
+    "TiledLinearReturnBias": "ds_zero.tiled",
+    "get_z3_leaf_modules": _LEAF,
     "register_external_parameter": "ds_zero.gathered",
+    "set_z3_leaf_module": _LEAF,
+    "set_z3_leaf_modules": _LEAF,
+    "set_z3_leaf_modules_by_name": _LEAF,
+    "set_z3_leaf_modules_by_suffix": _LEAF,
     "unregister_external_parameter": "ds_zero.gathered",
+    "unset_z3_leaf_modules": _LEAF,
+    "z3_leaf_module": _LEAF,
+    "z3_leaf_parameter": _LEAF,
 }
 """Names loaded at first use, so that importing the package imports neither torch nor what a program does not use."""
 
 __all__ = [
     "GatheredParameters",
+    "Init",
+    "TiledLinear",
+    "TiledLinearReturnBias",
     "__version__",
+    "get_z3_leaf_modules",
     "register_external_parameter",
+    "set_z3_leaf_module",
+    "set_z3_leaf_modules",
+    "set_z3_leaf_modules_by_name",
+    "set_z3_leaf_modules_by_suffix",
     "unregister_external_parameter",
+    "unset_z3_leaf_modules",
+    "z3_leaf_module",
+    "z3_leaf_parameter",
 ]
 
 

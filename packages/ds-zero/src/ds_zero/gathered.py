@@ -8,7 +8,6 @@ Note [Who changed what]
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ds_core import comm
 from ds_core.errors import ModelError
 from ds_core.layout import Range, intersect
+from ds_zero.construct import Recording
+from ds_zero.partitioned import agree_on_changes, gathered_pieces
 
 if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
@@ -82,11 +83,12 @@ def GatheredParameters(  # noqa: N802 (the name users know)
         yield
         return
     members = _listed(params)
+    if Recording.active() is not None:  # under Init: what is done to parameters is recorded with their construction
+        yield
+        return
     if fwd_module is not None:
         for parameter in members:
             register_external_parameter(fwd_module, parameter)
-    from ds_zero.partitioned import gathered_pieces
-
     with ExitStack() as stack:
         stack.enter_context(gathered_pieces(members, modifier_rank))
         for space in {id(s): s for s in map(owner_of, members) if s is not None}.values():
@@ -146,21 +148,12 @@ def _agree(
             for parameter in members:
                 comm.broadcast(parameter.data, src=source, group=space.group)
         return True
-    changed = [i for i, parameter in enumerate(members) if parameter._version != versions[i]]
-    sums = {str(i): zlib.crc32(_bytes(members[i])) for i in changed}
-    everyone = comm.gather_json(sums, group=space.group)
-    if all(row == everyone[0] for row in everyone):
-        return bool(changed)
-    differing = sorted({int(i) for row in everyone for i in row if any(o.get(i) != row[i] for o in everyone)})
-    flat, place = space.places[id(members[differing[0]])]
-    raise ModelError(
-        f"parameter {flat.layout.slots[place].name!r} was changed differently by the ranks inside GatheredParameters; "
-        "pass modifier_rank=0 to take one rank's change, or make the same change on every rank"
-    )
 
+    def name(index: int) -> str:
+        flat, place = space.places[id(members[index])]
+        return repr(flat.layout.slots[place].name)
 
-def _bytes(parameter: torch.nn.Parameter) -> memoryview:
-    return memoryview(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return agree_on_changes(members, versions, space.group, name)
 
 
 def register_external_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ds_core.errors import EngineError
 from ds_core.part import Part, Update
+from ds_core.space import ReplicatedSpace
 from ds_core.units import Unit, plan_units
 from ds_zero.gathered import GatheredParameters, disown, own
+from ds_zero.partitioned import take_over
 from ds_zero.sharded.coordinator import Limits, Phase
 from ds_zero.sharded.space import PartitionedSpace
 from ds_zero.sharded.state_dict import StateDictHooks
@@ -38,21 +40,25 @@ class Zero(Part):
         self._states: StateDictHooks | None = None
 
     def prepare(self, build: Build) -> None:
-        """Plans units at every stage, so that all of them add the same numbers; sets ``build.space`` from stage 1 on."""
+        """Plans units at every stage, so that all of them add the same numbers; sets ``build.space``."""
         config = build.config["zero_optimization"]
+        build.source = take_over
         build.units = units_for(build.module, config)
         build.space_policy = build.space_policy._replace(
             bucket_numel=min(config.reduce_bucket_size, config.allgather_bucket_size),
             overlap=config.overlap_comm if config.overlap_comm is not None else config.stage == 3,
             every_backward=config.stage >= 2,
         )
-        if config.stage == 0 or not build.parameters:
+        if not build.parameters:
             return
-        if config.stage == 3 and build.mesh.size("data") > 1:
+        if config.stage == 0:
+            build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
+        elif config.stage == 3 and build.mesh.size("data") > 1:
             build.space = self._space = _partitioned(build, config)
         else:
             build.space = ShardedSpace(build.parameters, **build.space_arguments())
-        build.space.use_reduce_scatter = config.reduce_scatter
+        if isinstance(build.space, ShardedSpace):
+            build.space.use_reduce_scatter = config.reduce_scatter
         own(build.space)
         self._owned = build.space
         if self._space is not None:

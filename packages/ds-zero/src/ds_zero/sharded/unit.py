@@ -119,6 +119,8 @@ class GatherUnit:
         Raises:
             ModelError: a parameter was given other values while it was sharded.
         """
+        if self.state is UnitState.GATHERED:
+            return
         for handle in self._handles:
             handle.wait()
         self._handles = []
