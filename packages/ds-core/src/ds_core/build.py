@@ -14,6 +14,7 @@ from ds_core import accelerator as accelerators
 from ds_core import comm, plugins
 from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
+from ds_core.flat import FROZEN, NamedParameter
 from ds_core.mesh import Mesh, plan
 from ds_core.optimizer_handle import OptimizerHandle
 from ds_core.parameters import check_model, optimizer_groups
@@ -21,8 +22,8 @@ from ds_core.part import Part, order_parts
 from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
 from ds_core.parts.loss_scale import StaticLossScaler
 from ds_core.placeholder import move
+from ds_core.placement import Placement
 from ds_core.runner import PlainRunner, Runner
-from ds_core.flat import FROZEN, NamedParameter
 from ds_core.space import SpacePolicy, UpdateSpace
 from ds_core.transforms import apply_transforms
 from ds_core.units import Unit
@@ -66,6 +67,7 @@ class Build:
         source: where full values of parameters come from; None: they are in ``parameter.data``.
         reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
         space: where updates happen; a part before ``weights`` may set a sharded one.
+        placement: where masters and optimizer states live; a part before ``optimizer`` may set another.
         space_policy: how the space stores and reduces gradients; the same part may change it.
         scaler: the loss scaler.
         stopwatch: times the phases of a step, where that was asked for.
@@ -90,6 +92,7 @@ class Build:
     units: Sequence[Unit] = ()
     source: Source | None = None
     space: UpdateSpace | None = None
+    placement: Placement = field(default_factory=Placement)
     stopwatch: Stopwatch | None = None
     monitor: MonitorMaster | None = None
     scaler: StaticLossScaler = field(default_factory=StaticLossScaler)

@@ -66,8 +66,12 @@ class FlatGroup:
         return self._gradients
 
     def working(self, span: Range) -> torch.Tensor:
-        """Working values of `span`, 1-D."""
+        """Working values of `span`, 1-D; see `Values.of`."""
         return self.values.of(span)
+
+    def store(self, span: Range, values: torch.Tensor) -> None:
+        """Replaces the working values of `span`."""
+        self.values.put(span, values)
 
     def grads(self, span: Range) -> torch.Tensor:
         """Reduced gradients of `span`, 1-D."""

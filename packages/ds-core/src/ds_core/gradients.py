@@ -34,6 +34,9 @@ Arrival = Callable[["FlatGroup", int, int], None]
 """Told of each gradient: the group, the bucket's index, the slot's index."""
 
 
+Keep = Callable[[int, torch.Tensor], torch.Tensor]
+
+
 class _Incoming:
     """The local buffer of one bucket."""
 
@@ -67,6 +70,7 @@ class Gradients:
     Attributes:
         used: for each parameter, whether it received a gradient on this rank since `zero_grad`; complete once every
             bucket was taken.
+        keep: given the index of a bucket and its reduced gradients on the device, gives them where they are to be kept.
         on_arrival: called after each gradient is stored.
     """
 
@@ -76,6 +80,7 @@ class Gradients:
         self._incoming: list[_Incoming | None] = [None] * count
         self._totals: list[_Total | None] = [None] * count
         self.used: list[bool] = [False] * len(flat.parameters)
+        self.keep: Keep | None = None
         self.on_arrival: Arrival | None = None
         self._hooks: list[RemovableHandle] = []
         for index, bucket in enumerate(flat.layout.buckets):
@@ -127,13 +132,15 @@ class Gradients:
 
     def put(self, index: int, reduced: torch.Tensor, start: int) -> None:
         """Adds reduced gradients of bucket `index` that begin at element `start`; the first become the total."""
+        if self.keep is not None:
+            reduced = self.keep(index, reduced)
         total = self._totals[index]
         if total is not None:
             total.tensor.add_(reduced)
             return
         self._totals[index] = _Total(reduced, start)
         bucket = self._flat.layout.buckets[index]
-        if reduced.numel() == bucket.numel:
+        if reduced.numel() == bucket.numel and reduced.device == self._flat.device:
             self._show(index, reduced)
 
     def _show(self, index: int, whole: torch.Tensor) -> None:

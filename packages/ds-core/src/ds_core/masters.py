@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from ds_core.layout import ALIGNMENT_NUMEL, Range, Slot
 from ds_core.flat import FlatGroup
+from ds_core.layout import ALIGNMENT_NUMEL, Range, Slot
+from ds_core.placeholder import placeholder
+from ds_core.placement import Home, Placement
 from ds_core.space import UpdateSpace
 
 __all__ = ["MasterPiece", "Run", "flat_pieces", "parameter_pieces"]
@@ -37,8 +39,10 @@ class MasterPiece:
         flat: the group.
         span: range in flat coordinates.
         master: 1-D, or shaped like the parameter when it is whole.
-        separate: `master` is a copy in another dtype that has to be rounded back into the working values.
+        separate: `master` is a copy, in another dtype or memory, that has to be put back into the working values.
         slot_index: the parameter it belongs to, or None for a flat run over several.
+        is_near: the working values are in memory on the device of `master`, so that an update can write them itself.
+        is_stored: `master`, where it is separate, and the states are in memory only inside of `Placement.visit`.
     """
 
     flat: FlatGroup
@@ -46,6 +50,8 @@ class MasterPiece:
     master: torch.nn.Parameter
     separate: bool
     slot_index: int | None = None
+    is_near: bool = True
+    is_stored: bool = False
     _fragments: tuple[tuple[int, Slot, Range], ...] = field(init=False, repr=False)
     _whole: list[Run] = field(init=False, repr=False)
     """The runs when every parameter is used and all count the same step, with step 0."""
@@ -60,6 +66,11 @@ class MasterPiece:
     def working(self) -> torch.Tensor:
         """The working values of the span, 1-D."""
         return self.flat.working(self.span)
+
+    @property
+    def is_finer(self) -> bool:
+        """Whether the master has more than the working values say."""
+        return self.separate and self.master.dtype != self.flat.dtype
 
     def fragments(self) -> tuple[tuple[int, Slot, Range], ...]:
         """(slot index, slot, range in flat coordinates) of every parameter in the piece."""
@@ -87,31 +98,54 @@ class MasterPiece:
         return runs
 
 
-def flat_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> list[MasterPiece]:
-    """One piece per owned range; a copy where `master_dtype` differs from the working dtype."""
+def flat_pieces(
+    space: UpdateSpace, master_dtype: torch.dtype | None, placement: Placement | None = None
+) -> list[MasterPiece]:
+    """One piece per home; a copy where dtype or memory of master and working values differ.
+
+    The copy of a piece that is stored has no values yet; `Placement.adopt` takes them.
+    """
+    placement = placement or Placement()
     pieces = []
     for flat in space.flats:
-        for part in space.owned(flat):
-            working = flat.working(part)
-            separate = master_dtype is not None and master_dtype != working.dtype
-            values = working.to(master_dtype) if separate else working
-            pieces.append(MasterPiece(flat, part, torch.nn.Parameter(values, requires_grad=True), separate))
+        for home in placement.homes(space, flat):
+            values, separate, is_near = _place(flat, home, master_dtype, placement)
+            master = torch.nn.Parameter(values, requires_grad=True)
+            piece = MasterPiece(flat, home.span, master, separate, is_near=is_near, is_stored=home.is_stored)
+            pieces.append(piece)
     return pieces
 
 
-def parameter_pieces(space: UpdateSpace, master_dtype: torch.dtype | None) -> list[MasterPiece]:
-    """One piece per parameter and owned range; the parameter itself where it is whole and needs no copy."""
+def parameter_pieces(
+    space: UpdateSpace, master_dtype: torch.dtype | None, placement: Placement | None = None
+) -> list[MasterPiece]:
+    """One piece per parameter and home; the parameter itself where it is whole and needs no copy."""
+    placement = placement or Placement()
     pieces = []
     for flat in space.flats:
-        for index, part in flat.layout.fragments(space.owned(flat)):
-            slot, parameter = flat.layout.slots[index], flat.parameters[index]
-            whole = part.numel == slot.numel
-            separate = master_dtype is not None and master_dtype != parameter.dtype
-            if whole and not separate:
-                master = parameter
-            else:
-                values = flat.working(part)
-                values = values.to(master_dtype) if separate else values
-                master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)
-            pieces.append(MasterPiece(flat, part, master, separate, index))
+        for home in placement.homes(space, flat):
+            for index, part in flat.layout.fragments((home.span,)):
+                slot, parameter = flat.layout.slots[index], flat.parameters[index]
+                whole = part.numel == slot.numel
+                values, separate, is_near = _place(flat, home._replace(span=part), master_dtype, placement)
+                if whole and not separate:
+                    master = parameter
+                else:
+                    master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)
+                pieces.append(MasterPiece(flat, part, master, separate, index, is_near))
     return pieces
+
+
+def _place(
+    flat: FlatGroup, home: Home, master_dtype: torch.dtype | None, placement: Placement
+) -> tuple[torch.Tensor, bool, bool]:
+    """The master's values, whether they are a copy, and whether the working values are beside them."""
+    device, dtype = home.device or flat.device, master_dtype or flat.dtype
+    is_near = flat.values.home(home.span) == device
+    separate = dtype != flat.dtype or not is_near
+    if not separate:
+        return flat.working(home.span), separate, is_near
+    if home.is_stored:
+        return placeholder((home.span.numel,), dtype, device), separate, is_near
+    values = placement.empty(home.span.numel, dtype, device)
+    return values.copy_(flat.working(home.span)), separate, is_near

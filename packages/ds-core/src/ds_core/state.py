@@ -7,14 +7,26 @@ any number of ranks can load what any other number wrote.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Fragment", "StatePlan", "StateReader"]
+__all__ = ["Deferred", "Fragment", "StatePlan", "StateReader"]
+
+
+class Deferred(NamedTuple):
+    """A 1-D tensor that is not in memory.
+
+    Attributes:
+        dtype: of its elements.
+        load: elements ``start <= i < stop`` of it; good until the next call of any.
+    """
+
+    dtype: torch.dtype
+    load: Callable[[int, int], torch.Tensor]
 
 
 class Fragment(NamedTuple):
@@ -25,14 +37,27 @@ class Fragment(NamedTuple):
         shape: shape of the whole logical tensor.
         start: first flat element held.
         stop: one past the last flat element held.
-        tensor: 1-D, ``stop - start`` elements; not copied until it is written.
+        tensor: 1-D, ``stop - start`` elements; not copied until it is written, nor loaded until then if it is deferred.
+        offset: element of a deferred `tensor` at which this fragment begins.
     """
 
     key: str
     shape: tuple[int, ...]
     start: int
     stop: int
-    tensor: torch.Tensor
+    tensor: torch.Tensor | Deferred
+    offset: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+        return self.tensor.dtype
+
+    def values(self) -> torch.Tensor:
+        """The elements, 1-D; of a deferred tensor good until the next call of any fragment's."""
+        if isinstance(self.tensor, Deferred):
+            return self.tensor.load(self.offset, self.offset + self.stop - self.start)
+        return self.tensor
 
 
 @dataclass(slots=True)

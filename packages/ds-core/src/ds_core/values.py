@@ -30,7 +30,20 @@ class Values(abc.ABC):
 
     @abc.abstractmethod
     def of(self, span: Range) -> torch.Tensor:
-        """Values of `span`, 1-D, to read and write; `span` is in one bucket and held by this rank."""
+        """Values of `span`, 1-D; `span` is in one bucket and held by this rank.
+
+        To read and write where `home` has a device; else to read, until the next call.
+        """
+
+    def home(self, span: Range) -> torch.device | None:
+        """Where the memory of `span` is; None where it has none, so that `of` reads a copy."""
+        return self.of(span).device
+
+    def put(self, span: Range, values: torch.Tensor) -> None:
+        """Replaces the values of `span` by 1-D `values`, of any dtype and device."""
+        here = self.of(span)
+        if here.data_ptr() != values.data_ptr() or here.device != values.device:
+            here.copy_(values.to(here.dtype))  # rounded where they are, so that a link carries the smaller ones
 
     @abc.abstractmethod
     def fill(self, source: Source) -> None:

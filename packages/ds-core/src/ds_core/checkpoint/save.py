@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from ds_core.checkpoint.files import (
     write_durably,
 )
 from ds_core.checkpoint.load import latest_tag
+from ds_core.checkpoint.stream import write_fragments
 from ds_core.checkpoint.together import together
 from ds_core.errors import CheckpointError
 from ds_core.state import Fragment, StatePlan
@@ -124,11 +124,7 @@ def _fresh(work: Path) -> None:
 
 def _write_share(work: Path, rank: int, plan: StatePlan) -> None:
     names = {f"t{index}": fragment for index, fragment in enumerate(plan.fragments)}
-    tensors = {name: fragment.tensor.detach().cpu().contiguous() for name, fragment in names.items()}
-    data = work / f"{rank_stem(rank)}.safetensors"
-    save_file(tensors, data)
-    with data.open("rb") as file:
-        os.fsync(file.fileno())
+    write_fragments(work / f"{rank_stem(rank)}.safetensors", names)
     index = {"fragments": {name: _describe(fragment) for name, fragment in names.items()}, "values": plan.values}
     write_durably(work / f"{rank_stem(rank)}.json", to_json(index, "engine state"))
 

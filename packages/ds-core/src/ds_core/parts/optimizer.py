@@ -16,6 +16,8 @@ from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import FlatUpdate, supports_flat
 from ds_core.part import Part, Update
 from ds_core.parts.optimizer_state import load_optimizer, plan_optimizer
+from ds_core.placeholder import placeholder
+from ds_core.placement import Placement
 from ds_core.state import StatePlan, StateReader
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ class OptimizerStep(Part):
         self.optimizer: torch.optim.Optimizer | None = None
         self.pieces: list[MasterPiece] = []
         self.steps: dict[int, list[int]] = {}
+        self.placement: Placement = Placement()
+        self._places: dict[int, int] = {}
+        """Index of each piece among those of its optimizer group, by its id."""
         self._first: dict[int, int] = {}
         """Elements of the model that lie before a flat group, by its id."""
         self._flat = False
@@ -57,6 +62,7 @@ class OptimizerStep(Part):
         if space is None or (build.optimizer is None and build.config["optimizer"].type is None):
             return
         self._space = space
+        self.placement = placement = build.placement
         groups = build.optimizer_groups
         # Made over the model's own parameters first: this validates names and hyperparameters before memory is spent.
         optimizer, elementwise = self._make(build, groups)
@@ -66,12 +72,16 @@ class OptimizerStep(Part):
                 "relies on; set zero_allow_untested_optimizer to true if it does, or use zero_optimization.stage 0"
             )
         self._flat = supports_flat(optimizer) and build.optimizer is None
+        placement.check(optimizer, is_flat=self._flat, is_elementwise=elementwise)
         make = flat_pieces if self._flat else parameter_pieces
-        self.pieces = make(space, build.master_dtype)
+        self.pieces = make(space, build.master_dtype, placement)
         self.steps = {id(flat): [0] * len(flat.parameters) for flat in space.flats}
         sizes = itertools.accumulate((flat.layout.numel for flat in space.flats), initial=0)
         self._first = {id(flat): first for flat, first in zip(space.flats, sizes, strict=False)}
+        counters: dict[int, itertools.count[int]] = {}
+        self._places = {id(p): next(counters.setdefault(p.flat.group_index, itertools.count())) for p in self.pieces}
         _replace(optimizer, self.pieces)
+        placement.adopt(optimizer, self.pieces, space)
         self.optimizer = build.optimizer = optimizer
         space.followers.append(self._follow)
         bf16 = build.config["bf16"]
@@ -90,7 +100,10 @@ class OptimizerStep(Part):
             is_low = build.config["bf16"].enabled or build.config["fp16"].enabled
             if is_low and build.master_dtype is None and section.type.lower() in ADAM_NAMES:
                 params.setdefault("fp32_optimizer_states", not build.config["bf16"].bf16_optimizer_states)
-            optimizer, entry = create(section.type, groups, params, device_type=build.accelerator.device_type)
+            device_type = build.placement.device_type or build.accelerator.device_type
+            if device_type != build.device.type:
+                groups = _stand_ins(groups, torch.device(device_type))
+            optimizer, entry = create(section.type, groups, params, device_type=device_type)
             return optimizer, entry.elementwise
         given = build.optimizer
         closure = inspect.signature(given.step).parameters.get("closure")
@@ -106,60 +119,81 @@ class OptimizerStep(Part):
         used = dict(zip(self.steps, rows, strict=True))
         for key, row in used.items():
             self.steps[key] = [n + u for n, u in zip(self.steps[key], row, strict=True)]
-        if self._flat:
-            self._step_flat(update, used)
-        else:
-            self._step_pieces(update, used)
+        step = self._step_flat if self._flat else self._step_pieces
+        self.placement.visit(self.pieces, lambda pieces: step(update, used, pieces))
 
-    def _step_flat(self, update: Update, used: Mapping[int, Sequence[bool]]) -> None:
+    def _step_flat(self, update: Update, used: Mapping[int, Sequence[bool]], pieces: Sequence[MasterPiece]) -> None:
+        """What the device updates is started first, for it may go on by itself meanwhile."""
+        near = [piece for piece in pieces if piece.is_near]
+        for group in ([near] if near else []) + [[piece] for piece in pieces if not piece.is_near]:
+            self._step_group(update, used, group)
+
+    def _step_group(self, update: Update, used: Mapping[int, Sequence[bool]], pieces: Sequence[MasterPiece]) -> None:
+        """Pieces of one device; a piece whose working values are elsewhere comes alone."""
+        device = pieces[0].master.device
         updates: list[FlatUpdate] = []
-        counters: dict[int, itertools.count[int]] = {}
-        for piece in self.pieces:
-            index = next(counters.setdefault(piece.flat.group_index, itertools.count()))
+        results: list[tuple[FlatGroup, Range, torch.Tensor]] = []
+        for piece in pieces:
             key, flat, base = id(piece.flat), piece.flat, piece.span.start
+            out = self._copy_out(piece)
             for run in piece.runs(self.steps[key], used[key]):
+                span, part = Range(run.start, run.stop), slice(run.start - base, run.stop - base)
+                values = piece.master.data[part]
                 updates.append(
                     FlatUpdate(
-                        param=piece.master.data[run.start - base : run.stop - base],
-                        grad=flat.grads(Range(run.start, run.stop)),
-                        copy_out=flat.working(Range(run.start, run.stop)) if piece.separate else None,
+                        param=values,
+                        grad=flat.grads(span).to(device),
+                        copy_out=None if out is None else out[part],
                         state_offset=run.start - base,
                         group=flat.group_index,
-                        param_index=index,
+                        param_index=self._places[id(piece)],
                         step=run.step,
                         position=self._first[key] + run.start,
                     )
                 )
-        factor = None if update.grad_factor == 1.0 else torch.tensor(update.grad_factor, dtype=torch.float32)
+                if not piece.is_near:
+                    results.append((flat, span, values if out is None else out[part]))
+        factor = None
+        if update.grad_factor != 1.0:
+            factor = torch.tensor(update.grad_factor, dtype=torch.float32, device=device)
         seed = -1 if self._rounding_seed is None else (self._rounding_seed * 1_000_003 + update.step) & (2**31 - 1)
         self.optimizer.step_flat(updates, grad_factor=factor, rounding_seed=seed)  # type: ignore[union-attr]
+        for flat, span, values in results:
+            flat.store(span, values)
 
-    def _step_pieces(self, update: Update, used: Mapping[int, Sequence[bool]]) -> None:
+    def _copy_out(self, piece: MasterPiece) -> torch.Tensor | None:
+        """Where the update of a piece rounds its working values to: themselves, or memory beside the master."""
+        if not piece.separate or (not piece.is_near and not piece.is_finer):
+            return None
+        if piece.is_near:
+            return piece.working
+        return self.placement.staging(piece.span.numel, piece.flat.dtype, piece.master.device)
+
+    def _step_pieces(self, update: Update, used: Mapping[int, Sequence[bool]], pieces: Sequence[MasterPiece]) -> None:
         assert self.optimizer is not None
         assert self._space is not None
         scaled = set()
         if update.grad_factor != 1.0:
             # One multiplication over each owned range rather than one for each parameter.
-            for flat in {id(p.flat): p.flat for p in self.pieces if p.master.dtype == p.flat.grad_dtype}.values():
+            for flat in {id(p.flat): p.flat for p in pieces if p.master.dtype == p.flat.grad_dtype}.values():
                 scaled.add(id(flat))
                 for part in self._space.owned(flat):
                     flat.grads(part).mul_(update.grad_factor)
-        for piece in self.pieces:
+        for piece in pieces:
             assert piece.slot_index is not None
             if not used[id(piece.flat)][piece.slot_index]:
                 piece.master.grad = None
                 continue
             gradient = piece.flat.grads(piece.span).view(piece.master.shape)
-            if gradient.dtype != piece.master.dtype:
-                gradient = gradient.to(piece.master.dtype)
+            gradient = gradient.to(device=piece.master.device, dtype=piece.master.dtype)
             if update.grad_factor != 1.0 and id(piece.flat) not in scaled:
                 gradient.mul_(update.grad_factor)
             if piece.master.grad is None or piece.master.grad.data_ptr() != gradient.data_ptr():
                 piece.master.grad = gradient
         self.optimizer.step()
-        for piece in self.pieces:
+        for piece in pieces:
             if piece.separate:
-                piece.working.copy_(piece.master.detach().view(-1))
+                piece.flat.store(piece.span, piece.master.detach().view(-1))
                 piece.master.grad = None
 
     def zero_grad(self) -> None:
@@ -171,29 +205,53 @@ class OptimizerStep(Part):
         """Master weights and optimizer states by parameter name, hyperparameters and step counts as values."""
         if self.optimizer is None or self._space is None:
             return None
-        return plan_optimizer(self.optimizer, self.pieces, self.steps, self._space)
+        return plan_optimizer(self.optimizer, self.pieces, self.steps, self._space, self.placement)
 
     def load_state(self, reader: StateReader) -> None:
         """Takes states back by parameter name."""
         if self.optimizer is not None:
-            load_optimizer(self.optimizer, self.pieces, self.steps, reader)
+            load_optimizer(self.optimizer, self.pieces, self.steps, reader, self.placement)
 
     def _follow(self, flat: FlatGroup, span: Range, before: torch.Tensor) -> None:
         """Masters take working values that were replaced by hand, and keep their precision where nothing changed."""
-        for piece in self.pieces:
-            part = intersect(span, piece.span.start, piece.span.stop) if piece.flat is flat and piece.separate else None
-            if part is None:
-                continue
-            master = piece.master.data.view(-1)[part.start - piece.span.start : part.stop - piece.span.start]
-            now = flat.working(part)
-            changed = now != before[part.start - span.start : part.stop - span.start]
-            master[changed] = now[changed].to(master.dtype)
+        met = [
+            piece
+            for piece in self.pieces
+            if piece.flat is flat and piece.separate and intersect(span, piece.span.start, piece.span.stop)
+        ]
+
+        def follow(pieces: Sequence[MasterPiece]) -> None:
+            for piece in pieces:
+                part = intersect(span, piece.span.start, piece.span.stop)
+                assert part is not None
+                master = piece.master.data.view(-1)[part.start - piece.span.start : part.stop - piece.span.start]
+                now = flat.working(part)
+                changed = now != before[part.start - span.start : part.stop - span.start].to(now.device)
+                master[changed.to(master.device)] = now[changed].to(device=master.device, dtype=master.dtype)
+
+        if met:
+            self.placement.visit(met, follow)
 
     def weights_replaced(self) -> None:
         """Masters follow the weights that were loaded."""
-        for piece in self.pieces:
-            if piece.separate:
+
+        def follow(pieces: Sequence[MasterPiece]) -> None:
+            for piece in pieces:
                 piece.master.data.view(-1).copy_(piece.working)
+
+        self.placement.visit([piece for piece in self.pieces if piece.separate], follow)
+
+    def close(self) -> None:
+        """Gives back what the placement holds."""
+        self.placement.close()
+
+
+def _stand_ins(groups: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """`groups` with parameters of the same shapes and no memory, on the device where their masters will be."""
+    return [
+        {**g, "params": [torch.nn.Parameter(placeholder(p.shape, p.dtype, device)) for p in g["params"]]}
+        for g in groups
+    ]
 
 
 def _replace(optimizer: torch.optim.Optimizer, pieces: list[MasterPiece]) -> None:

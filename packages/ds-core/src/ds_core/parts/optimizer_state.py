@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from ds_core.errors import CheckpointError
 from ds_core.layout import intersect
 from ds_core.masters import MasterPiece
+from ds_core.placement import Placement
 from ds_core.space import UpdateSpace
-from ds_core.state import Fragment, StatePlan, StateReader
+from ds_core.state import Deferred, Fragment, StatePlan, StateReader
 
 __all__ = ["load_optimizer", "plan_optimizer"]
 
@@ -19,7 +21,11 @@ MASTER = "master"
 
 
 def plan_optimizer(
-    optimizer: torch.optim.Optimizer, pieces: list[MasterPiece], steps: dict[int, list[int]], space: UpdateSpace
+    optimizer: torch.optim.Optimizer,
+    pieces: list[MasterPiece],
+    steps: dict[int, list[int]],
+    space: UpdateSpace,
+    placement: Placement,
 ) -> StatePlan:
     """Fragments of masters and element-shaped states; other states whole; scalars and hyperparameters as values.
 
@@ -28,6 +34,7 @@ def plan_optimizer(
         pieces: the master pieces of this rank.
         steps: step count per parameter, by id of the flat group.
         space: says which elements this rank writes, so that all ranks together write each once.
+        placement: knows the states that are not in memory; they are loaded, a piece at a time, when they are written.
 
     Raises:
         CheckpointError: a sharded optimizer keeps a state that is not shaped like its parameter.
@@ -35,14 +42,18 @@ def plan_optimizer(
     plan = StatePlan()
     scalars: dict[str, dict[str, Any]] = {}
     for piece in pieces:
+        tensors: dict[str, torch.Tensor | Deferred]
         tensors, whole, small = _split(optimizer.state.get(piece.master, {}), piece)
         if whole and space.is_sharded:
             raise CheckpointError(
                 f"{type(optimizer).__name__} keeps {sorted(whole)} in a shape of its own, which cannot be saved from "
                 "shards; use zero_optimization.stage 0 with this optimizer"
             )
-        if piece.separate:
+        if piece.is_finer:
             tensors[MASTER] = piece.master.detach().view(-1)
+        deferred = placement.deferred(piece)
+        if deferred is not None:
+            tensors = {name or MASTER: tensor for name, tensor in deferred.items() if name or piece.is_finer}
         mine = space.measured(piece.flat)
         for index, slot, part in piece.fragments():
             scalars[slot.name] = {**small, "taken": steps[id(piece.flat)][index]}
@@ -51,7 +62,8 @@ def plan_optimizer(
                 bounds = (written.start - slot.start, written.stop - slot.start)
                 for key, values in tensors.items():
                     name = f"optimizer/{key}/{slot.name}"
-                    plan.fragments.append(Fragment(name, slot.shape, *bounds, values[low:high]))
+                    part_of = values if isinstance(values, Deferred) else values[low:high]
+                    plan.fragments.append(Fragment(name, slot.shape, *bounds, part_of, low))
             for key, values in whole.items() if space.rank == 0 else ():
                 flat = values.detach().reshape(-1)
                 name = f"optimizer/{key}/{slot.name}"
@@ -65,7 +77,11 @@ def plan_optimizer(
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, pieces: list[MasterPiece], steps: dict[int, list[int]], reader: StateReader
+    optimizer: torch.optim.Optimizer,
+    pieces: list[MasterPiece],
+    steps: dict[int, list[int]],
+    reader: StateReader,
+    placement: Placement,
 ) -> None:
     """Fills masters and states of this rank's pieces.
 
@@ -94,8 +110,12 @@ def load_optimizer(
         if key.startswith("optimizer/"):
             _, state, name = key.split("/", 2)
             states.setdefault(name, []).append(state)
-    for piece in pieces:
-        _load_piece(optimizer, piece, steps, reader, states, scalars)
+
+    def load(pieces: Sequence[MasterPiece]) -> None:
+        for piece in pieces:
+            _load_piece(optimizer, piece, steps, reader, states, scalars)
+
+    placement.visit(pieces, load, fetch=False)
 
 
 def _load_piece(
@@ -140,9 +160,9 @@ def _load_piece(
 
 def _split(
     state: dict[str, Any], piece: MasterPiece
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+) -> tuple[dict[str, torch.Tensor | Deferred], dict[str, torch.Tensor], dict[str, Any]]:
     """Element-shaped tensors flattened, tensors of another shape, and JSON scalars."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor | Deferred] = {}
     whole: dict[str, torch.Tensor] = {}
     scalars: dict[str, Any] = {}
     for key, value in state.items():

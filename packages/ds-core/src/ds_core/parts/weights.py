@@ -9,12 +9,14 @@ import torch
 
 from ds_core import comm
 from ds_core.errors import CheckpointError
+from ds_core.layout import Range
 from ds_core.part import Part, Update
 from ds_core.space import ReplicatedSpace, UpdateSpace
-from ds_core.state import Fragment, StatePlan, StateReader
+from ds_core.state import Deferred, Fragment, StatePlan, StateReader
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.flat import FlatGroup
 
 __all__ = ["Weights"]
 
@@ -72,9 +74,8 @@ class Weights(Part):
             for flat in self._space.groups:
                 for index, part in flat.layout.fragments(self._space.measured(flat)):
                     slot = flat.layout.slots[index]
-                    values = flat.working(part)
                     bounds = (part.start - slot.start, part.stop - slot.start)
-                    plan.fragments.append(Fragment(f"model/{slot.name}", slot.shape, *bounds, values))
+                    plan.fragments.append(Fragment(f"model/{slot.name}", slot.shape, *bounds, _values(flat, part)))
         if first:
             for name, tensor in _untrained(self._module, self._space).items():
                 values = tensor.detach().reshape(-1)
@@ -111,7 +112,9 @@ class Weights(Part):
                 for index, part in flat.layout.fragments(flat.values.held()):
                     slot = flat.layout.slots[index]
                     if slot.name in tensors:
-                        reader.read(f"model/{slot.name}", flat.working(part), part.start - slot.start)
+                        values = flat.working(part)
+                        reader.read(f"model/{slot.name}", values, part.start - slot.start)
+                        flat.store(part, values)
             for name, tensor in tensors.items():
                 if name in mine:
                     continue
@@ -128,6 +131,13 @@ class Weights(Part):
         """Removes gradient hooks and frees buffers."""
         if self._space is not None:
             self._space.close()
+
+
+def _values(flat: FlatGroup, part: Range) -> torch.Tensor | Deferred:
+    """The working values of `part`, read when they are written where they are not in memory."""
+    if flat.values.home(part) is not None:
+        return flat.working(part)
+    return Deferred(flat.dtype, lambda start, stop: flat.working(Range(part.start + start, part.start + stop)))
 
 
 def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, torch.Tensor]:
