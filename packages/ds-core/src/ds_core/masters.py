@@ -128,7 +128,8 @@ def parameter_pieces(
                 slot, parameter = flat.layout.slots[index], flat.parameters[index]
                 whole = part.numel == slot.numel
                 values, separate, is_near = _place(flat, home._replace(span=part), master_dtype, placement)
-                if whole and not separate:
+                # A sharded parameter is a stand-in, even where this rank's shard has all of it.
+                if whole and not separate and parameter.data_ptr() == values.data_ptr():
                     master = parameter
                 else:
                     master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)
