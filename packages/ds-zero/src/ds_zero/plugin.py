@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds_core.hooks import ConfigSection, ReportRow, hookimpl
+from ds_core.hooks import CommandEntry, ConfigSection, ReportRow, hookimpl
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -28,14 +28,26 @@ def ds_config_sections() -> Iterable[ConfigSection]:
 
 @hookimpl
 def ds_parts(build: Build) -> Iterable[Part]:
-    """The sharded space; and, where asked for, the check on unused parameters."""
-    from ds_zero.part import UnusedCheck, Zero
+    """The sharded space; and, where asked for, checks."""
+    from ds_zero.checks import MastersFromWeights, SanityChecks, UnusedCheck
+    from ds_zero.part import Zero
 
     config = build.config["zero_optimization"]
-    return [Zero()] if config.ignore_unused_parameters else [Zero(), UnusedCheck()]
+    asked = {
+        UnusedCheck: not config.ignore_unused_parameters,
+        SanityChecks: config.enable_sanity_checks,
+        MastersFromWeights: not config.load_from_fp32_weights,
+    }
+    return [Zero(), *(part() for part, is_asked in asked.items() if is_asked)]
+
+
+@hookimpl
+def ds_commands() -> Iterable[CommandEntry]:
+    """``ds plan``."""
+    return [CommandEntry("plan", "ds_zero.commands:app", "Say what a job takes of memory and sends, before it runs.")]
 
 
 @hookimpl
 def ds_report() -> Iterable[ReportRow]:
     """Which stages this version has."""
-    return [ReportRow(section="features", name="ds-zero", value="stages 0 and 1", status="ok")]
+    return [ReportRow(section="features", name="ds-zero", value="stages 0 to 3", status="ok")]

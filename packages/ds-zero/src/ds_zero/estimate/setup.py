@@ -1,0 +1,233 @@
+"""What a run would set up before it holds any memory: config, dtypes, units, groups and layouts.
+
+Every decision is made by the code that a run goes through: the config is resolved, the precision part prepares an
+outline of the model, and units and layouts are planned by the functions that plan them for an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from ds_core import accelerator as accelerators
+from ds_core import plugins
+from ds_core.build import Build
+from ds_core.config import Config, Facts, RawConfig, load, resolve
+from ds_core.flat import FROZEN, NamedParameter, group_layouts
+from ds_core.layout import FlatLayout, Range
+from ds_core.mesh import plan
+from ds_core.parameters import optimizer_groups
+from ds_core.parts import Accumulation, Precision
+from ds_core.space import SpacePolicy
+from ds_core.units import Unit
+from ds_zero.estimate.shapes import outline
+from ds_zero.part import units_for
+
+if TYPE_CHECKING:
+    from ds_zero.config import ZeroConfig
+
+__all__ = ["Group", "Places", "Setup", "set_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where each kind of state lives: ``device``, ``host`` or ``nvme``."""
+
+    weights: str = "device"
+    gradients: str = "device"
+    optimizer: str = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A flat group before it has memory.
+
+    Attributes:
+        members: its parameters, in order.
+        layout: where each lies.
+        grad_dtype: dtype gradients accumulate in.
+    """
+
+    members: Sequence[NamedParameter]
+    layout: FlatLayout
+    grad_dtype: torch.dtype
+
+    @property
+    def index(self) -> int:
+        """The optimizer group, or `FROZEN`."""
+        return self.members[0].group_index
+
+    @property
+    def is_frozen(self) -> bool:
+        """True when no optimizer updates it."""
+        return self.index == FROZEN
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the working weights."""
+        return self.members[0].parameter.dtype
+
+    @property
+    def wire_dtype(self) -> torch.dtype:
+        """Dtype gradients travel in."""
+        return self.members[0].reduce_dtype or self.grad_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that decides about memory and traffic.
+
+    Attributes:
+        model: the model as handed over; its tree says in which order modules are used.
+        outline: its outline in the dtypes of the run.
+        config: resolved for the data-parallel ranks.
+        ranks: data-parallel ranks.
+        units: the plan of units.
+        groups: flat groups the space would keep.
+        loose: parameters it would leave alone.
+        policy: how gradients come together.
+        master_dtype: dtype of the optimizer's own copy; None for no copy.
+        optimizer_groups: hyperparameters and outline parameters by optimizer group.
+        device: where an optimizer is tried out.
+        places: where things live.
+        whole_units: units that are never in shards.
+    """
+
+    model: nn.Module
+    outline: nn.Module
+    config: Config
+    ranks: int
+    units: tuple[Unit, ...]
+    groups: tuple[Group, ...]
+    loose: tuple[NamedParameter, ...]
+    policy: SpacePolicy
+    master_dtype: torch.dtype | None
+    optimizer_groups: tuple[dict[str, Any], ...]
+    device: torch.device
+    places: Places
+    whole_units: frozenset[int]
+
+    @property
+    def zero(self) -> ZeroConfig:
+        """The section ``zero_optimization``."""
+        return cast("ZeroConfig", self.config["zero_optimization"])
+
+    @property
+    def trainable(self) -> list[Group]:
+        """Groups that an optimizer updates."""
+        return [group for group in self.groups if not group.is_frozen]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether some elements are updated by other ranks only."""
+        return self.zero.stage > 0 and self.ranks > 1
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether working weights are in shards."""
+        return self.zero.stage == 3 and self.ranks > 1
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per step."""
+        return self.config.batch.accumulation_steps
+
+    def owned(self, group: Group, rank: int) -> tuple[Range, ...]:
+        """Ranges that the optimizer of `rank` updates."""
+        return group.layout.shard_ranges(rank) if self.is_sharded else group.layout.whole()
+
+
+def set_up(
+    model: nn.Module,
+    config: Any,
+    world: int,
+    *,
+    model_parameters: Any = None,
+    accelerator: str | None = None,
+) -> Setup:
+    """What ``ds_core.initialize(model=model, config=config)`` would plan on `world` ranks; no rank is started.
+
+    Args:
+        model: on any device.
+        config: as `initialize` takes it, or already loaded.
+        world: ranks of the job.
+        model_parameters: as `initialize` takes it: parameters or group dicts; None trains all that require gradients.
+        accelerator: name of the accelerator to plan for; None: the one a run on this machine would take.
+
+    Raises:
+        ConfigError, MissingWheelError, AcceleratorError, ModelError: as `initialize` would.
+    """
+    manager = plugins.manager()
+    raw = config if isinstance(config, RawConfig) else load(config)
+    device = accelerators.select(accelerator, config=raw.accelerator, manager=manager)
+    sketch = outline(model)
+    facts = Facts(
+        world_size=world,
+        device_type=device.device_type,
+        param_numel=sum(p.numel() for p in sketch.twins.values()),
+        model_dtype=str(next(sketch.module.parameters()).dtype).removeprefix("torch."),
+    )
+    resolved = resolve(raw, facts)
+    mesh = plan([request.item for request in manager.call("ds_mesh_axes", config=resolved)], world)
+    ranks = mesh.size("data")
+    resolved = resolved.for_data_parallel(ranks)
+    zero: ZeroConfig = resolved["zero_optimization"]
+    _, groups = optimizer_groups(model, None, model_parameters)
+    groups = [{**group, "params": [sketch.twins[id(p)] for p in group["params"]]} for group in groups]
+    build = Build(
+        config=resolved,
+        accelerator=device,
+        mesh=cast("Any", mesh),
+        module=sketch.module,
+        device=torch.device("meta"),
+        rank=0,
+        optimizer=None,
+        optimizer_groups=groups,
+        lr_scheduler=None,
+        manager=manager,
+        accumulation=Accumulation(),
+        units=units_for(model, zero),
+    )
+    Precision().prepare(build)
+    policy = SpacePolicy(
+        bucket_numel=min(zero.reduce_bucket_size, zero.allgather_bucket_size),
+        grad_dtype=build.grad_dtype,
+        overlap=zero.overlap_comm if zero.overlap_comm is not None else zero.stage == 3,
+        every_backward=zero.stage >= 2,
+    )
+    trained, frozen = build.parameters, build.frozen_parameters
+    is_partitioned = zero.stage == 3 and ranks > 1
+    kept = [*trained, *frozen] if is_partitioned and trained else trained
+    layouts = group_layouts(kept, shards=ranks, bucket_numel=policy.bucket_numel)
+    return Setup(
+        model=model,
+        outline=sketch.module,
+        config=resolved,
+        ranks=ranks,
+        units=tuple(build.units),
+        groups=tuple(Group(m, layout, policy.grad_dtype or m[0].parameter.dtype) for m, layout in layouts),
+        loose=() if len(kept) > len(trained) else tuple(frozen),
+        policy=policy,
+        master_dtype=build.master_dtype,
+        optimizer_groups=tuple(groups),
+        device=device.device(0),
+        places=_places(zero),
+        whole_units=frozenset(unit.index for unit in build.units if unit.is_small or not is_partitioned),
+    )
+
+
+def _places(zero: ZeroConfig) -> Places:
+    """Where shards live. Gradients of an offloaded optimizer are in host memory, where it reads them."""
+    optimizer = _device_of(getattr(zero, "offload_optimizer", None))
+    weights = _device_of(getattr(zero, "offload_param", None)) if zero.stage == 3 else "device"
+    return Places(weights=weights, gradients="host" if optimizer != "device" else "device", optimizer=optimizer)
+
+
+def _device_of(section: Any) -> str:
+    device = getattr(section, "device", None)
+    name = str(getattr(device, "value", device) or "none")
+    return {"none": "device", "cpu": "host"}.get(name, name)
