@@ -6,6 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds_zero.estimate.formulas import (
+        estimate_zero2_model_states_mem_needs,
+        estimate_zero2_model_states_mem_needs_all_cold,
+        estimate_zero2_model_states_mem_needs_all_live,
+        estimate_zero3_model_states_mem_needs,
+        estimate_zero3_model_states_mem_needs_all_cold,
+        estimate_zero3_model_states_mem_needs_all_live,
+    )
     from ds_zero.gathered import GatheredParameters, register_external_parameter, unregister_external_parameter
     from ds_zero.init import Init
     from ds_zero.leaf import (
@@ -22,12 +30,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_FORMULAS = "ds_zero.estimate.formulas"
 _LEAF = "ds_zero.leaf"
 _EXPORTS = {
     "GatheredParameters": "ds_zero.gathered",
     "Init": "ds_zero.init",
     "TiledLinear": "ds_zero.tiled",
     "TiledLinearReturnBias": "ds_zero.tiled",
+    "estimate_zero2_model_states_mem_needs": _FORMULAS,
+    "estimate_zero2_model_states_mem_needs_all_cold": _FORMULAS,
+    "estimate_zero2_model_states_mem_needs_all_live": _FORMULAS,
+    "estimate_zero3_model_states_mem_needs": _FORMULAS,
+    "estimate_zero3_model_states_mem_needs_all_cold": _FORMULAS,
+    "estimate_zero3_model_states_mem_needs_all_live": _FORMULAS,
     "get_z3_leaf_modules": _LEAF,
     "register_external_parameter": "ds_zero.gathered",
     "set_z3_leaf_module": _LEAF,
@@ -47,6 +62,12 @@ __all__ = [
     "TiledLinear",
     "TiledLinearReturnBias",
     "__version__",
+    "estimate_zero2_model_states_mem_needs",
+    "estimate_zero2_model_states_mem_needs_all_cold",
+    "estimate_zero2_model_states_mem_needs_all_live",
+    "estimate_zero3_model_states_mem_needs",
+    "estimate_zero3_model_states_mem_needs_all_cold",
+    "estimate_zero3_model_states_mem_needs_all_live",
     "get_z3_leaf_modules",
     "register_external_parameter",
     "set_z3_leaf_module",
