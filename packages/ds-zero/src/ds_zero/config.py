@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from ds_core.config import Section
 from ds_core.config.catalog import names
 from ds_core.config.section import Moved, Refused
+from ds_zero.offload.config import OffloadOptimizer, OffloadParam, problems
+
+if TYPE_CHECKING:
+    from ds_core.config import Config
 
 __all__ = ["ZeroConfig"]
 
 Positive = Annotated[int, Field(ge=1)]
 
-STAGE_3 = "it acts on sharded parameters (stage 3), which this version of ds-zero does not have yet; take it out"
-OFFLOAD = "offload is not in this version of ds-zero yet; take it out or set device to none"
 PLUS = "ZeRO++, MiCS, ZenFlow and SuperOffload are not in this version of ds-zero yet; take it out"
 NO_EFFECT = "it would change nothing here"
 
@@ -31,21 +34,23 @@ STAGE_3_PREFIXED = (
 """Keys that DeepSpeed also knows with ``stage3_`` in front."""
 
 
-def _offload() -> dict[str, Refused]:
-    param = names("device nvme_path buffer_count buffer_size max_in_cpu pin_memory")
-    optimizer = names(
-        "device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio super_offload "
-        "cpuadam_cores_perc"
-    )
-    none = ({"device": "none"},)
-    refused = {
-        "offload_param": Refused(OFFLOAD, none, param),
-        "offload_optimizer": Refused(OFFLOAD, none, optimizer),
-    }
-    return refused | {
-        key: Refused(f"{OFFLOAD}; the current key is offload_optimizer")
-        for key in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory")
-    }
+MOE_BLOCKS = (
+    "transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock",
+    "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeSparseMoeBlock",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock",
+)
+"""Mixture-of-experts blocks of Hugging Face models: whole, they take one gather rather than one per expert."""
+
+
+class LeafModules(Section):
+    """Modules that are gathered whole at stage 3."""
+
+    classes: tuple[str, ...] = MOE_BLOCKS
+    """Class names, plain or qualified."""
+    names: tuple[str, ...] = ()
+    """Names of modules in the model."""
+    name_suffixes: tuple[str, ...] = ()
+    """Ends of names of modules in the model."""
 
 
 def _plus() -> dict[str, Refused]:
@@ -101,7 +106,6 @@ class ZeroConfig(Section):
     }
     legacy_values: ClassVar[tuple[tuple[Any, Mapping[str, Any]], ...]] = ((True, {"stage": 1}), (False, {"stage": 0}))
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
-        **_offload(),
         **_plus(),
         "contiguous_gradients": Refused("gradients always lie in one flat buffer; take it out", (True,)),
         "use_multi_rank_bucket_allreduce": Refused("buckets always hold all ranks' parts; take it out", (True,)),
@@ -115,3 +119,17 @@ class ZeroConfig(Section):
         "compute_grad_norm": Refused("the norm is always computed; it is what finds overflows; take it out", (True,)),
         "parameter_alignment": Refused("shards are always aligned; take it out"),
     }
+    sub_group_size: Positive = 1_000_000_000
+    """Elements of a tile of offloaded optimizer states: what moves between file, host and device at a time."""
+    offload_optimizer: OffloadOptimizer = Field(default_factory=OffloadOptimizer)
+    """Master weights, optimizer states and updates away from the device, at stages 1 to 3."""
+    offload_param: OffloadParam = Field(default_factory=OffloadParam)
+    """Shards of parameters away from the device, at stage 3."""
+
+        "cpu_offload": Moved("offload_optimizer.device", {True: "cpu", False: "none"}),
+        "cpu_offload_param": Moved("offload_param.device", {True: "cpu", False: "none"}),
+        "cpu_offload_use_pin_memory": "offload_optimizer.pin_memory",
+
+    def check(self, config: Config) -> Iterable[str]:
+        """Offload that has no place."""
+        return problems(self.stage, self.offload_optimizer, self.offload_param)

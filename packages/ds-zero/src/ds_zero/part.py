@@ -11,6 +11,7 @@ from ds_core.part import Part, Update
 from ds_core.space import ReplicatedSpace
 from ds_core.units import Unit, plan_units
 from ds_zero.gathered import GatheredParameters, disown, own
+from ds_zero.offload.make import make_placement
 from ds_zero.partitioned import take_over
 from ds_zero.sharded.coordinator import Limits, Phase
 from ds_zero.sharded.space import PartitionedSpace
@@ -68,6 +69,8 @@ class Zero(Part):
         """A pass of gathers begins."""
         if self._space is not None:
             self._space.coordinator.begin(Phase.BACKWARD)
+            build.space.use_all_gather = config.allgather_partitions
+        build.placement = make_placement(build, config)
 
     def after_backward(self) -> None:
         """And ends."""

@@ -244,7 +244,6 @@ _COMET = names("enabled samples_log_interval project workspace api_key experimen
 
 ENTRIES: Mapping[str, Entry] = {
     "zero_optimization": Entry("ds-zero", _ZERO, idle=(False,), idle_when={"stage": 0}),
-    "zero_force_ds_cpu_optimizer": Entry("ds-zero", idle=(True, False)),
     "activation_checkpointing": Entry(
         "ds-recompute",
         names(

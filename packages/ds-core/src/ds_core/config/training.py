@@ -47,6 +47,8 @@ class TrainingSection(Section):
     """Type in which gradients are reduced; the gradients' own when null."""
     zero_allow_untested_optimizer: bool = False
     """Let ZeRO shard an optimizer that is not known to be element-wise."""
+    zero_force_ds_cpu_optimizer: bool = True
+    """Refuse a caller's own torch optimizer where ZeRO offloads its states; false runs it on the host."""
     dump_state: bool = False
     """Log the engine's composition and config once it is built."""
     wall_clock_breakdown: bool = False
