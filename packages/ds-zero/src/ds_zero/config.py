@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -20,6 +19,7 @@ __all__ = ["ZeroConfig"]
 
 Positive = Annotated[int, Field(ge=1)]
 
+STAGE_3 = "it acts on sharded parameters (stage 3), which this version of ds-zero does not have yet; take it out"
 PLUS = "ZeRO++, MiCS, ZenFlow and SuperOffload are not in this version of ds-zero yet; take it out"
 NO_EFFECT = "it would change nothing here"
 
@@ -32,25 +32,6 @@ STAGE_3_PREFIXED = (
     "allgather_sequential",
 )
 """Keys that DeepSpeed also knows with ``stage3_`` in front."""
-
-
-MOE_BLOCKS = (
-    "transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock",
-    "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeSparseMoeBlock",
-    "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock",
-)
-"""Mixture-of-experts blocks of Hugging Face models: whole, they take one gather rather than one per expert."""
-
-
-class LeafModules(Section):
-    """Modules that are gathered whole at stage 3."""
-
-    classes: tuple[str, ...] = MOE_BLOCKS
-    """Class names, plain or qualified."""
-    names: tuple[str, ...] = ()
-    """Names of modules in the model."""
-    name_suffixes: tuple[str, ...] = ()
-    """Ends of names of modules in the model."""
 
 
 def _plus() -> dict[str, Refused]:
@@ -100,7 +81,17 @@ class ZeroConfig(Section):
     ignore_unused_parameters: bool = True
     """Accept steps in which a parameter receives no gradient on any rank; false makes that an error."""
 
+    sub_group_size: Positive = 1_000_000_000
+    """Elements of a tile of offloaded optimizer states: what moves between file, host and device at a time."""
+    offload_optimizer: OffloadOptimizer = Field(default_factory=OffloadOptimizer)
+    """Master weights, optimizer states and updates away from the device, at stages 1 to 3."""
+    offload_param: OffloadParam = Field(default_factory=OffloadParam)
+    """Shards of parameters away from the device, at stage 3."""
+
     legacy_keys: ClassVar[Mapping[str, str | Moved]] = {
+        "cpu_offload": Moved("offload_optimizer.device", {True: "cpu", False: "none"}),
+        "cpu_offload_param": Moved("offload_param.device", {True: "cpu", False: "none"}),
+        "cpu_offload_use_pin_memory": "offload_optimizer.pin_memory",
         "allgather_size": "allgather_bucket_size",
         **{f"stage3_{key}": key for key in STAGE_3_PREFIXED},
     }
@@ -119,16 +110,6 @@ class ZeroConfig(Section):
         "compute_grad_norm": Refused("the norm is always computed; it is what finds overflows; take it out", (True,)),
         "parameter_alignment": Refused("shards are always aligned; take it out"),
     }
-    sub_group_size: Positive = 1_000_000_000
-    """Elements of a tile of offloaded optimizer states: what moves between file, host and device at a time."""
-    offload_optimizer: OffloadOptimizer = Field(default_factory=OffloadOptimizer)
-    """Master weights, optimizer states and updates away from the device, at stages 1 to 3."""
-    offload_param: OffloadParam = Field(default_factory=OffloadParam)
-    """Shards of parameters away from the device, at stage 3."""
-
-        "cpu_offload": Moved("offload_optimizer.device", {True: "cpu", False: "none"}),
-        "cpu_offload_param": Moved("offload_param.device", {True: "cpu", False: "none"}),
-        "cpu_offload_use_pin_memory": "offload_optimizer.pin_memory",
 
     def check(self, config: Config) -> Iterable[str]:
         """Offload that has no place."""

@@ -60,6 +60,7 @@ class Zero(Part):
             build.space = ShardedSpace(build.parameters, **build.space_arguments())
         if isinstance(build.space, ShardedSpace):
             build.space.use_reduce_scatter = config.reduce_scatter
+        build.placement = make_placement(build, config)
         own(build.space)
         self._owned = build.space
         if self._space is not None:
@@ -69,8 +70,6 @@ class Zero(Part):
         """A pass of gathers begins."""
         if self._space is not None:
             self._space.coordinator.begin(Phase.BACKWARD)
-            build.space.use_all_gather = config.allgather_partitions
-        build.placement = make_placement(build, config)
 
     def after_backward(self) -> None:
         """And ends."""
