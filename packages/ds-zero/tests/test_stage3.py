@@ -232,9 +232,10 @@ def parameters_between_steps():
     names = {name: tuple(tensor.shape) for name, tensor in engine.module.state_dict().items()}
     with pytest.raises(RuntimeError):
         weight.data.mul_(2.0)
-    weight.data = torch.zeros(shape)
-    with pytest.raises(ModelError, match=r"blocks\.0\.up\.weight.*GatheredParameters"):
-        engine(torch.ones(2, WIDTH))
+    for change in (weight.data.fill_, lambda value: setattr(weight, "data", torch.full(shape, value))):
+        change(0.0)
+        with pytest.raises(ModelError, match=r"blocks\.0\.up\.weight.*GatheredParameters"):
+            engine(torch.ones(2, WIDTH))
     return shape, nan, names
 
 

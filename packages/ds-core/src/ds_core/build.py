@@ -165,6 +165,7 @@ def build_engine(request: Request) -> Engine:
     raw = load(request.config)
     check_model(request.model)
     accelerator = accelerators.select(request.accelerator, config=raw.training.get("accelerator"), manager=manager)
+    accelerator.prepare()
     comm.init_distributed(distributed_port=request.distributed_port, accelerator=accelerator)
     accelerators.agree(accelerator, comm.gather_json, manager=manager)
     world_mesh, config = _resolve(raw, request.model, accelerator, manager)

@@ -7,6 +7,7 @@ collective of their own make up one last unit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ def plan_units(
     module: nn.Module,
     *,
     small_numel: int,
+    small_total_numel: int = sys.maxsize,
     limit_numel: int | None = None,
     is_leaf: Callable[[nn.Module], bool] = lambda module: False,
     whole: Collection[torch.Tensor] = (),
@@ -64,6 +66,7 @@ def plan_units(
     Args:
         module: the root; may be on the meta device.
         small_numel: parameters of at most this many elements go to the small unit.
+        small_total_numel: what the small unit may come to; further small parameters are taken for large ones.
         limit_numel: a subtree is one unit when its parameters come to no more; None: the largest parameter's size.
         is_leaf: modules that are never cut, however large.
         whole: parameters that go to the small unit whatever their size.
@@ -75,6 +78,7 @@ def plan_units(
     kept = {id(parameter) for parameter in whole}
     seen: set[int] = set()
     small: list[tuple[str, int]] = []
+    chosen = _small(module, small_numel, small_total_numel) | kept
     cuts: list[tuple[str, list[tuple[str, int]]]] = []
 
     def take(owner: nn.Module, path: str, recurse: bool) -> list[tuple[str, int]]:
@@ -84,14 +88,14 @@ def plan_units(
                 continue
             seen.add(id(parameter))
             numel = parameter.numel()
-            if numel <= max(small_numel, 1) or parameter.dim() == 0 or id(parameter) in kept:
+            if id(parameter) in chosen:
                 small.append((name, numel))
             else:
                 taken.append((name, numel))
         return taken
 
     def large(owner: nn.Module) -> int:
-        return sum(p.numel() for p in owner.parameters() if id(p) not in seen and p.numel() > small_numel)
+        return sum(p.numel() for p in owner.parameters() if id(p) not in seen and id(p) not in chosen)
 
     def visit(owner: nn.Module, path: str) -> None:
         together = is_leaf(owner) or large(owner) <= limit
@@ -109,3 +113,17 @@ def plan_units(
         Unit(index, path, tuple(name for name, _ in members), sum(numel for _, numel in members))
         for index, (path, members) in enumerate(cuts)
     )
+
+
+def _small(module: nn.Module, small_numel: int, total_numel: int) -> set[int]:
+    """Ids of the parameters that make up the small unit: those that cannot be cut, and small ones while they fit."""
+    found: set[int] = set()
+    total = 0
+    for parameter in module.parameters():
+        numel = parameter.numel()
+        if numel <= 1 or parameter.dim() == 0:
+            found.add(id(parameter))
+        elif numel <= small_numel and total + numel <= total_numel:
+            found.add(id(parameter))
+            total += numel
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -19,7 +20,6 @@ __all__ = ["ZeroConfig"]
 
 Positive = Annotated[int, Field(ge=1)]
 
-STAGE_3 = "it acts on sharded parameters (stage 3), which this version of ds-zero does not have yet; take it out"
 PLUS = "ZeRO++, MiCS, ZenFlow and SuperOffload are not in this version of ds-zero yet; take it out"
 NO_EFFECT = "it would change nothing here"
 
@@ -28,10 +28,32 @@ STAGE_3_PREFIXED = (
     "param_persistence_threshold",
     "max_live_parameters",
     "max_reuse_distance",
+    "model_persistence_threshold",
     "module_granularity_threshold",
     "allgather_sequential",
+    "use_all_reduce_for_fetch_params",
+    "gather_16bit_weights_on_model_save",
 )
 """Keys that DeepSpeed also knows with ``stage3_`` in front."""
+
+
+MOE_BLOCKS = (
+    "transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock",
+    "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeSparseMoeBlock",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock",
+)
+"""Mixture-of-experts blocks of Hugging Face models: whole, they take one gather rather than one per expert."""
+
+
+class LeafModules(Section):
+    """Modules that are gathered whole at stage 3."""
+
+    classes: tuple[str, ...] = MOE_BLOCKS
+    """Class names, plain or qualified."""
+    names: tuple[str, ...] = ()
+    """Names of modules in the model."""
+    name_suffixes: tuple[str, ...] = ()
+    """Ends of names of modules in the model."""
 
 
 def _plus() -> dict[str, Refused]:
@@ -56,7 +78,7 @@ class ZeroConfig(Section):
     """Sharding of training state over data-parallel ranks."""
 
     stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """What is sharded: 0 nothing, 1 optimizer state; 2 (gradients) and 3 (parameters) are not served yet."""
+    """What is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     reduce_scatter: bool = True
     """Reduce-scatter gradients to their owners; false all-reduces them, twice the bytes, for backends that lack it."""
     reduce_bucket_size: Positive = 500_000_000
@@ -69,6 +91,8 @@ class ZeroConfig(Section):
     """Elements gathered ahead of use at stage 3; null: one unit, which hides a gather at the least memory."""
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
     """Parameters of at most this many elements stay whole at stage 3."""
+    model_persistence_threshold: Annotated[int, Field(ge=0)] = sys.maxsize
+    """Elements that may stay whole at stage 3, taken from small parameters in order until it is reached."""
     max_live_parameters: Positive = 1_000_000_000
     """Elements gathered at once at stage 3; what is ahead of use or not needed soon is dropped to stay below."""
     max_reuse_distance: Annotated[int, Field(ge=0)] | None = None
@@ -78,6 +102,21 @@ class ZeroConfig(Section):
     """Modules with at most this many elements are gathered whole; 0: with at most as many as the largest parameter has."""
     allgather_sequential: bool = False
     """Wait for each gather before the next is started."""
+    use_all_reduce_for_fetch_params: bool = False
+    """Gather with all-reduces, twice the bytes, for backends that are poor at all-gathers."""
+    allgather_partitions: bool = True
+    """Share updated parameters by all-gather; false broadcasts each rank's part in turn."""
+    gather_16bit_weights_on_model_save: bool = True
+    """``engine.save_16bit_model`` gathers and writes at stage 3; false makes it return False and write nothing."""
+    override_module_apply: bool = True
+    """``module.apply(fn)`` gathers each module's parameters around `fn` at stage 3 and keeps what it changes."""
+    load_from_fp32_weights: bool = True
+    """A checkpoint's fp32 masters are restored; false makes masters anew from the loaded working weights."""
+    log_trace_cache_warnings: bool = False
+    """Log when modules run in another order than in the passes before, which costs gathers nobody foresaw."""
+    enable_sanity_checks: bool = False
+    """Compare across ranks: the plan once, and after every step whatever all ranks hold whole."""
+    leaf_module: LeafModules = Field(default_factory=LeafModules)
     ignore_unused_parameters: bool = True
     """Accept steps in which a parameter receives no gradient on any rank; false makes that an error."""
 
@@ -94,19 +133,18 @@ class ZeroConfig(Section):
         "cpu_offload_use_pin_memory": "offload_optimizer.pin_memory",
         "allgather_size": "allgather_bucket_size",
         **{f"stage3_{key}": key for key in STAGE_3_PREFIXED},
+        "stage3_gather_fp16_weights_on_model_save": "gather_16bit_weights_on_model_save",
     }
     legacy_values: ClassVar[tuple[tuple[Any, Mapping[str, Any]], ...]] = ((True, {"stage": 1}), (False, {"stage": 0}))
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
         **_plus(),
         "contiguous_gradients": Refused("gradients always lie in one flat buffer; take it out", (True,)),
         "use_multi_rank_bucket_allreduce": Refused("buckets always hold all ranks' parts; take it out", (True,)),
-        "allgather_partitions": Refused("parameters are always all-gathered, not broadcast; take it out", (True,)),
-        "load_from_fp32_weights": Refused("masters are always restored from fp32; take it out", (True,)),
+        "memory_efficient_linear": Refused("autograd never keeps gathered weights; take it out", (True,)),
         "elastic_checkpoint": Refused("every checkpoint loads at any number of ranks; take it out", (True,)),
-        "round_robin_gradients": Refused(f"{NO_EFFECT}: no stage copies gradients; take it out"),
+        "round_robin_gradients": Refused("every bucket is spread evenly over all ranks; take it out", (True,)),
         "legacy_stage1": Refused("there is one stage 1; take it out"),
         "pipeline_loading_checkpoint": Refused(f"{NO_EFFECT}: ranks read only their own shard; take it out"),
-        "enable_sanity_checks": Refused("it is not in this version of ds-zero yet; take it out"),
         "compute_grad_norm": Refused("the norm is always computed; it is what finds overflows; take it out", (True,)),
         "parameter_alignment": Refused("shards are always aligned; take it out"),
     }

@@ -1,4 +1,4 @@
-"""The ZeRO parts: a sharded space in the place of the replicated one, and the check on unused parameters."""
+"""The ZeRO part: plans units and puts a sharded space in the place of the replicated one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ds_core.errors import EngineError
-from ds_core.part import Part, Update
+from ds_core.part import Part
 from ds_core.space import ReplicatedSpace
 from ds_core.units import Unit, plan_units
+from ds_zero.config import MOE_BLOCKS
 from ds_zero.gathered import GatheredParameters, disown, own
 from ds_zero.offload.make import make_placement
+from ds_zero.offload.shelf import make_shelf
 from ds_zero.partitioned import take_over
+from ds_zero.leaf import (
+    set_z3_leaf_modules,
+    set_z3_leaf_modules_by_name,
+    set_z3_leaf_modules_by_suffix,
+    z3_leaf_module,
+)
+from ds_zero.sharded.apply import GatheringApply
 from ds_zero.sharded.coordinator import Limits, Phase
 from ds_zero.sharded.space import PartitionedSpace
 from ds_zero.sharded.state_dict import StateDictHooks
@@ -22,10 +30,10 @@ if TYPE_CHECKING:
     import torch
 
     from ds_core.build import Build
-    from ds_core.space import UpdateSpace
+    from ds_core.space import SpacePolicy, UpdateSpace
     from ds_zero.config import ZeroConfig
 
-__all__ = ["UnusedCheck", "Zero"]
+__all__ = ["Zero", "limits_for", "mark_leaves", "policy_for", "units_for"]
 
 
 class Zero(Part):
@@ -39,32 +47,32 @@ class Zero(Part):
         self._space: PartitionedSpace | None = None
         self._owned: UpdateSpace | None = None
         self._states: StateDictHooks | None = None
+        self._applies: GatheringApply | None = None
 
     def prepare(self, build: Build) -> None:
         """Plans units at every stage, so that all of them add the same numbers; sets ``build.space``."""
         config = build.config["zero_optimization"]
         build.source = take_over
+        mark_leaves(build.module, config)
         build.units = units_for(build.module, config)
-        build.space_policy = build.space_policy._replace(
-            bucket_numel=min(config.reduce_bucket_size, config.allgather_bucket_size),
-            overlap=config.overlap_comm if config.overlap_comm is not None else config.stage == 3,
-            every_backward=config.stage >= 2,
-        )
+        build.space_policy = policy_for(build.space_policy, config)
         if not build.parameters:
             return
         if config.stage == 0:
             build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
-        elif config.stage == 3 and build.mesh.size("data") > 1:
+        elif config.stage == 3 and (build.mesh.size("data") > 1 or config.offload_param.device != "none"):
             build.space = self._space = _partitioned(build, config)
         else:
             build.space = ShardedSpace(build.parameters, **build.space_arguments())
         if isinstance(build.space, ShardedSpace):
             build.space.use_reduce_scatter = config.reduce_scatter
+            build.space.use_all_gather = config.allgather_partitions
         build.placement = make_placement(build, config)
         own(build.space)
         self._owned = build.space
         if self._space is not None:
             self._states = StateDictHooks(build.module, self._space)
+            self._applies = GatheringApply(build.module) if config.override_module_apply else None
 
     def before_backward(self) -> None:
         """A pass of gathers begins."""
@@ -84,6 +92,8 @@ class Zero(Part):
         """Forgets the parameters."""
         if self._states is not None:
             self._states.close()
+        if self._applies is not None:
+            self._applies.close()
         if self._owned is not None:
             disown(self._owned)
 
@@ -93,58 +103,48 @@ def units_for(module: torch.nn.Module, config: ZeroConfig) -> tuple[Unit, ...]:
     return plan_units(
         module,
         small_numel=config.param_persistence_threshold,
+        small_total_numel=config.model_persistence_threshold,
         limit_numel=config.module_granularity_threshold or None,
+        is_leaf=z3_leaf_module,
     )
 
 
-def _partitioned(build: Build, config: ZeroConfig) -> PartitionedSpace:
-    limits = Limits(
+def policy_for(policy: SpacePolicy, config: ZeroConfig) -> SpacePolicy:
+    """`policy` with what the stage and its keys say of gradients."""
+    return policy._replace(
+        bucket_numel=min(config.reduce_bucket_size, config.allgather_bucket_size),
+        overlap=config.overlap_comm if config.overlap_comm is not None else config.stage == 3,
+        every_backward=config.stage >= 2,
+    )
+
+
+def limits_for(config: ZeroConfig) -> Limits:
+    """How much is gathered at a time at stage 3."""
+    return Limits(
         prefetch=config.prefetch_bucket_size,
         live=config.max_live_parameters,
         reuse=config.max_reuse_distance or 0,
         sequential=config.allgather_sequential,
+        log_changes=config.log_trace_cache_warnings,
     )
+
+
+def mark_leaves(module: torch.nn.Module, config: ZeroConfig) -> None:
+    """Marks the leaf modules that the configuration names; the default classes need not be there."""
+    leaves = config.leaf_module
+    set_z3_leaf_modules(module, leaves.classes, raise_if_not_found=leaves.classes != MOE_BLOCKS)
+    set_z3_leaf_modules_by_name(module, leaves.names)
+    set_z3_leaf_modules_by_suffix(module, leaves.name_suffixes)
+
+
+def _partitioned(build: Build, config: ZeroConfig) -> PartitionedSpace:
     return PartitionedSpace(
         [*build.parameters, *build.frozen_parameters],
         root=build.module,
         units=build.units,
-        limits=limits,
+        limits=limits_for(config),
         whole=frozenset(unit.index for unit in build.units if unit.is_small),
-        shard_device=build.device,
+        shelf=make_shelf(build, config),
+        gather_by_sum=config.use_all_reduce_for_fetch_params,
         **build.space_arguments(),
     )
-
-
-class UnusedCheck(Part):
-    """Makes a step in which a parameter has no gradient on any rank an error; ``ignore_unused_parameters`` false."""
-
-    name = "zero_unused"
-    after = ("gradient_norm",)
-    before = ("optimizer",)
-
-    def __init__(self) -> None:
-        self._space: UpdateSpace | None = None
-
-    def prepare(self, build: Build) -> None:
-        """Remembers the space."""
-        self._space = build.space
-
-    def before_update(self, update: Update) -> None:
-        """Looks at which parameters the ranks used.
-
-        Raises:
-            EngineError: on all ranks, with the names of the unused parameters.
-        """
-        if self._space is None or update.used is None:
-            return
-        unused = [
-            slot.name
-            for flat, used in zip(self._space.flats, update.used, strict=True)
-            for slot, is_used in zip(flat.layout.slots, used, strict=True)
-            if not is_used
-        ]
-        if unused:
-            raise EngineError(
-                f"step {update.step}: {len(unused)} parameters received no gradient on any rank, first {unused[0]!r}; "
-                "freeze them with requires_grad_(False), or set zero_optimization.ignore_unused_parameters to true"
-            )

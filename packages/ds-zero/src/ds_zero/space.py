@@ -29,6 +29,7 @@ class ShardedSpace(UpdateSpace):
     """
 
     use_reduce_scatter: bool = True
+    use_all_gather: bool = True
 
     def owned(self, flat: FlatGroup) -> tuple[Range, ...]:
         """This rank's part of every bucket."""
@@ -53,5 +54,13 @@ class ShardedSpace(UpdateSpace):
         with comm.scope("parameters"):
             for flat in self.flats:
                 for bucket in flat.layout.buckets:
-                    own = flat.working(bucket.shard(self.rank, self.ranks))
-                    comm.all_gather_into_tensor(flat.working(bucket.whole), own, group=self.group)
+                    self.share(flat.working(bucket.whole))
+
+    def share(self, whole: torch.Tensor) -> None:
+        """Makes a bucket whole, in place, from the part each rank has in its own place of it."""
+        parts = whole.view(self.ranks, -1)
+        if self.use_all_gather:
+            comm.all_gather_into_tensor(whole, parts[self.rank], group=self.group)
+            return
+        for rank in range(self.ranks):
+            comm.broadcast(parts[rank], src=comm.get_global_rank(self.group, rank), group=self.group)

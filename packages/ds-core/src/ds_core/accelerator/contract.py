@@ -125,6 +125,9 @@ class Accelerator:
         name = self._ask("get_device_name", index, default="", accelerator=None)
         return {"name": str(name)} if name else {}
 
+    def prepare(self) -> None:
+        """Settles what the device needs of the process. Called whenever an engine is built, before anything is moved."""
+
     # ---- random numbers
 
     def manual_seed(self, seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import psutil
 
 from ds_core.accelerator.contract import Accelerator, Capability, MemorySnapshot
+from ds_core.accelerator.host_memory import settle_heap
 from ds_core.errors import AcceleratorError
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class HostAccelerator(Accelerator):
 
     def synchronize(self, index: int | None = None) -> None:
         """Returns at once: host work is done when its call returns."""
+
+    def prepare(self) -> None:
+        """Keeps the heap small; see `ds_core.accelerator.host_memory`."""
+        settle_heap()
 
     def properties(self, index: int | None = None) -> Mapping[str, str]:
         """Processor, and how many cores this process may use."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from torch import nn
 
 from ds_zero.estimate.setup import Setup
+from ds_zero.part import limits_for
 from ds_zero.sharded.control import Message
-from ds_zero.sharded.coordinator import Coordinator, Limits, Phase
+from ds_zero.sharded.coordinator import Coordinator, Phase
 from ds_zero.sharded.unit import UnitState
 
 if TYPE_CHECKING:
@@ -116,13 +117,7 @@ def count_gathers(setup: Setup) -> Gathers:
     tally = _Tally()
     units = {unit.index: unit for unit in _dry_units(setup, tally)}
     uses = _uses(setup, set(units))
-    zero = setup.zero
-    limits = Limits(
-        prefetch=zero.prefetch_bucket_size,
-        live=zero.max_live_parameters,
-        reuse=zero.max_reuse_distance or 0,
-        sequential=zero.allgather_sequential,
-    )
+    limits = limits_for(setup.zero)
     control = _DryControl()
     coordinator = Coordinator(cast("Any", list(units.values())), cast("Any", control), limits)
     forward: dict[int, int] = {}

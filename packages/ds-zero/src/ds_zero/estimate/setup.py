@@ -25,7 +25,7 @@ from ds_core.parts import Accumulation, Precision
 from ds_core.space import SpacePolicy
 from ds_core.units import Unit
 from ds_zero.estimate.shapes import outline
-from ds_zero.part import units_for
+from ds_zero.part import mark_leaves, policy_for, units_for
 
 if TYPE_CHECKING:
     from ds_zero.config import ZeroConfig
@@ -190,15 +190,10 @@ def set_up(
         lr_scheduler=None,
         manager=manager,
         accumulation=Accumulation(),
-        units=units_for(model, zero),
+        units=_marked_units(model, zero),
     )
     Precision().prepare(build)
-    policy = SpacePolicy(
-        bucket_numel=min(zero.reduce_bucket_size, zero.allgather_bucket_size),
-        grad_dtype=build.grad_dtype,
-        overlap=zero.overlap_comm if zero.overlap_comm is not None else zero.stage == 3,
-        every_backward=zero.stage >= 2,
-    )
+    policy = policy_for(SpacePolicy(grad_dtype=build.grad_dtype), zero)
     trained, frozen = build.parameters, build.frozen_parameters
     is_partitioned = zero.stage == 3 and ranks > 1
     kept = [*trained, *frozen] if is_partitioned and trained else trained
@@ -231,3 +226,8 @@ def _device_of(section: Any) -> str:
     device = getattr(section, "device", None)
     name = str(getattr(device, "value", device) or "none")
     return {"none": "device", "cpu": "host"}.get(name, name)
+
+
+def _marked_units(model: torch.nn.Module, zero: ZeroConfig) -> tuple[Unit, ...]:
+    mark_leaves(model, zero)
+    return units_for(model, zero)

@@ -6,6 +6,7 @@ A pass is one forward of the root module or one backward. See Note [One order of
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class Phase(enum.IntEnum):
     """A backward."""
 
 
+logger = logging.getLogger(__name__)
+
 RECENT = 3
 """Units that a backward used last, and that stay whole although it may be through with them."""
 
@@ -44,12 +47,14 @@ class Limits(NamedTuple):
         live: gathered at once, what is in use excepted.
         reuse: a unit stays whole from forward to backward when fewer elements than this are used in between.
         sequential: wait for each gather before the next is started.
+        log_changes: log when a pass uses units in another order than the one before.
     """
 
     prefetch: int | None = None
     live: int = 1_000_000_000
     reuse: int = 0
     sequential: bool = False
+    log_changes: bool = False
 
 
 class Coordinator:
@@ -114,6 +119,13 @@ class Coordinator:
         self._drain()
         agreed = self._settle()
         phase, plan = self.phase, self._plans[self.phase]
+        if plan.is_observed and self._limits.log_changes and (not agreed or plan.uses != tuple(self._used)):
+            logger.warning(
+                "%s %d used modules in another order than the one before%s; gathers that no plan foresees are slow",
+                PHASES[phase],
+                self._number,
+                "" if agreed else ", and not alike on all ranks",
+            )
         if agreed:
             early = [index for index in self._kept if index not in self._used] if phase is Phase.BACKWARD else []
             self._plans[phase] = self._make([*early, *self._used], is_observed=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ds_core.flat import FlatGroup, NamedParameter
+    from ds_zero.offload.shelf import Shelf
 
 __all__ = ["PartitionedSpace"]
 
@@ -38,7 +39,8 @@ class PartitionedSpace(ShardedSpace):
         units: the plan they were numbered by.
         limits: how much is gathered at a time.
         whole: units that stay gathered.
-        shard_device: where shards live.
+        shelf: where shards live; closed with the space.
+        gather_by_sum: gather with all-reduces.
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class PartitionedSpace(ShardedSpace):
         units: Sequence[Unit],
         limits: Limits,
         whole: frozenset[int],
-        shard_device: torch.device,
+        shelf: Shelf,
+        gather_by_sum: bool = False,
         **arguments: Any,
     ) -> None:
         self._whole = whole
-        self._shard_device = shard_device
+        self.shelf: Shelf = shelf
+        self._is_planned = False
+        self._gather_by_sum = gather_by_sum
         super().__init__(parameters, **arguments)
         # Ranks may gather and reduce in different orders relative to each other, so each has a group of its own.
         self.gather_group: ProcessGroup | None = beside(self.group, "gathers")
@@ -75,8 +80,11 @@ class PartitionedSpace(ShardedSpace):
 
     def make_values(self, flat: FlatGroup) -> Values:
         """Shards, and whole buckets for units that stay gathered."""
+        if not self._is_planned:
+            self._is_planned = True
+            self.shelf.plan(self.groups, self._whole)
         return ShardedValues(
-            flat, rank=self.rank, ranks=self.ranks, group=self.group, whole=self._whole, device=self._shard_device
+            flat, rank=self.rank, ranks=self.ranks, group=self.group, whole=self._whole, shelf=self.shelf
         )
 
     def _make_units(self, units: Sequence[Unit]) -> list[GatherUnit]:
@@ -85,7 +93,7 @@ class PartitionedSpace(ShardedSpace):
             for index, bucket in enumerate(flat.layout.buckets):
                 pieces.setdefault(bucket.unit, []).append((flat, index))
         return [
-            GatherUnit(unit, pieces[unit.index], self.gather_group)
+            GatherUnit(unit, pieces[unit.index], self.gather_group, by_sum=self._gather_by_sum)
             for unit in units
             if unit.index in pieces and unit.index not in self._whole
         ]
@@ -96,7 +104,7 @@ class PartitionedSpace(ShardedSpace):
             with comm.scope("parameters"):
                 for flat in self.flats:
                     values: ShardedValues = flat.values  # type: ignore[assignment]
-                    values.gather_whole()
+                    values.gather_whole(self.share)
 
     @contextmanager
     def gathered(self, units: Sequence[GatherUnit], *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -126,3 +134,4 @@ class PartitionedSpace(ShardedSpace):
         self.hooks.close()
         self.coordinator.abort()
         super().close()
+        self.shelf.close()

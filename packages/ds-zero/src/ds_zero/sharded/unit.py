@@ -1,6 +1,6 @@
 """A unit at run time: shards that become full parameters and go again.
 
-    SHARDED --issue--> GATHERING --wait--> GATHERED --release--> SHARDED
+SHARDED --issue--> GATHERING --wait--> GATHERED --release--> SHARDED
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ class _Member(NamedTuple):
     start: int
     stop: int
 
+    def is_untouched(self) -> bool:
+        """Whether the parameter still shows its stand-in, and that still holds what it was made with."""
+        if self.parameter.data_ptr() != self.stand_in.data_ptr():
+            return False
+        if self.stand_in.device.type != "cpu" or not self.stand_in.is_floating_point():
+            return True  # a look would wait for the device
+        first = self.stand_in.as_strided((), ())
+        return bool(first.isnan())
+
 
 class GatherUnit:
     """Full buffers of one unit's buckets while they are needed.
@@ -53,7 +62,14 @@ class GatherUnit:
         depth: how many forwards of its module are running.
     """
 
-    def __init__(self, plan: Unit, pieces: list[tuple[FlatGroup, int]], group: ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        plan: Unit,
+        pieces: list[tuple[FlatGroup, int]],
+        group: ProcessGroup | None,
+        *,
+        by_sum: bool = False,
+    ) -> None:
         self.plan: Unit = plan
         self.index: int = plan.index
         self.state: UnitState = UnitState.SHARDED
@@ -61,6 +77,7 @@ class GatherUnit:
         self.depth: int = 0
         self._pieces = pieces
         self._group = group
+        self._by_sum = by_sum
         self._handles: list[Any] = []
         self._versions: list[int] = []
         self._members: list[_Member] = []
@@ -106,10 +123,19 @@ class GatherUnit:
         with comm.scope("parameters"):
             for flat, index in self._pieces:
                 bucket = flat.layout.buckets[index]
-                full = torch.empty(bucket.numel, dtype=flat.dtype, device=flat.device)
                 values: ShardedValues = flat.values  # type: ignore[assignment]
-                shard = values.shards[index].to(flat.device, non_blocking=True)
-                handles.append(comm.all_gather_into_tensor(full, shard, group=self._group, async_op=True))
+                shard = values.shard(index, ahead=True)
+                make = torch.zeros if self._by_sum else torch.empty
+                full = make(bucket.numel, dtype=flat.dtype, device=flat.device)
+                lent = values.shards[index] is None
+                if self._by_sum or lent or shard.device != full.device:
+                    at = values.held()[index].start - bucket.start
+                    # A shard of a file is in a buffer that the next one takes.
+                    shard = full[at : at + shard.numel()].copy_(shard, non_blocking=not lent)
+                if self._by_sum:
+                    handles.append(comm.all_reduce(full, group=self._group, async_op=True))
+                else:
+                    handles.append(comm.all_gather_into_tensor(full, shard, group=self._group, async_op=True))
                 fulls.append(full)
         return fulls, handles
 
@@ -127,11 +153,11 @@ class GatherUnit:
         self._versions = []
         for member in self._members:
             parameter = member.parameter
-            if parameter.data_ptr() != member.stand_in.data_ptr():
+            if not member.is_untouched():
                 raise ModelError(
-                    f"parameter {member.name!r} was given new data while it is sharded (zero_optimization.stage 3); change "
-                    "parameters inside ds_zero.GatheredParameters(..., modifier_rank=0), or load weights with "
-                    "engine.load_module_state_dict"
+                    f"parameter {member.name!r} was changed while it is sharded (zero_optimization.stage 3), and the "
+                    "change would be lost; change parameters inside ds_zero.GatheredParameters(..., modifier_rank=0), "
+                    "or load weights with engine.load_module_state_dict"
                 )
             parameter.data = self.fulls[member.piece][member.start : member.stop].view(member.stand_in.shape)
             self._versions.append(parameter._version)
@@ -174,9 +200,8 @@ class GatherUnit:
         """Copies this rank's part of the full values back into its shards."""
         for full, (flat, index) in zip(self.fulls, self._pieces, strict=True):
             values: ShardedValues = flat.values  # type: ignore[assignment]
-            bucket, shard = flat.layout.buckets[index], values.shards[index]
-            at = values.held()[index].start - bucket.start
-            shard.copy_(full[at : at + shard.numel()])
+            held, bucket = values.held()[index], flat.layout.buckets[index]
+            values.put(held, full[held.start - bucket.start : held.stop - bucket.start])
 
     def place_of(self, storage: int) -> int | None:
         """Which of the full buffers has this storage."""
@@ -184,4 +209,3 @@ class GatherUnit:
             if full.untyped_storage()._cdata == storage:
                 return place
         return None
-

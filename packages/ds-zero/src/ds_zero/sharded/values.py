@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ds_core.flat import FlatGroup
+    from ds_zero.offload.shelf import Shelf
 
 __all__ = ["ShardedValues"]
 
@@ -27,7 +28,7 @@ class ShardedValues(Values):
         flat: the group.
         rank, ranks: which shard.
         whole: units whose buckets stay whole on every rank.
-        device: where shards live; buckets that stay whole are on the group's device.
+        shelf: where shards live; buckets that stay whole are on the group's device.
     """
 
     def __init__(
@@ -38,17 +39,18 @@ class ShardedValues(Values):
         ranks: int,
         group: ProcessGroup | None,
         whole: Collection[int],
-        device: torch.device,
+        shelf: Shelf,
     ) -> None:
         self._flat = flat
         self._rank = rank
         self._ranks = ranks
         self._group = group
+        self._shelf = shelf
         self.wholes: list[torch.Tensor | None] = []
         """Per bucket, the values of all ranks where they stay."""
-        self.shards: list[torch.Tensor] = []
-        """Per bucket, this rank's values, 1-D."""
-        for bucket in flat.layout.buckets:
+        self.shards: list[torch.Tensor | None] = []
+        """Per bucket, this rank's values, 1-D, where they are in memory; `shard` has them wherever they are."""
+        for index, bucket in enumerate(flat.layout.buckets):
             if bucket.unit in whole:
                 full = torch.zeros(bucket.numel, dtype=flat.dtype, device=flat.device)
                 own = bucket.shard(rank, ranks)
@@ -56,13 +58,42 @@ class ShardedValues(Values):
                 self.shards.append(full[own.start - bucket.start : own.stop - bucket.start])
             else:
                 self.wholes.append(None)
-                self.shards.append(torch.zeros(bucket.numel // ranks, dtype=flat.dtype, device=device))
+                self.shards.append(shelf.memory(flat, index))
 
     def of(self, span: Range) -> torch.Tensor:
         """See `Values.of`."""
+        index, start = self._find(span)
+        return self.shard(index)[start : start + span.numel]
+
+    def home(self, span: Range) -> torch.device | None:
+        """See `Values.home`."""
+        shard = self.shards[self._find(span)[0]]
+        return None if shard is None else shard.device
+
+    def put(self, span: Range, values: torch.Tensor) -> None:
+        """See `Values.put`."""
+        index, start = self._find(span)
+        if self.shards[index] is not None:
+            super().put(span, values)
+        else:
+            assert self._shelf.files is not None
+            self._shelf.files.write(self._shelf.name(self._flat, index), start, values)
+
+    def shard(self, index: int, *, ahead: bool = False) -> torch.Tensor:
+        """This rank's values of a bucket, 1-D; until the next call where they are in a file.
+
+        `ahead`: this is a gather, and others will follow in the order they had before.
+        """
+        shard = self.shards[index]
+        if shard is not None:
+            return shard
+        assert self._shelf.files is not None
+        return self._shelf.files.read(self._shelf.name(self._flat, index), ahead=ahead)
+
+    def _find(self, span: Range) -> tuple[int, int]:
+        """The bucket of `span`, and where it begins in this rank's shard."""
         index = self._flat.layout.bucket_at(span.start)
-        own = self._flat.layout.buckets[index].shard(self._rank, self._ranks)
-        return self.shards[index][span.start - own.start : span.stop - own.start]
+        return index, span.start - self._flat.layout.buckets[index].shard(self._rank, self._ranks).start
 
     def held(self) -> tuple[Range, ...]:
         """This rank's part of every bucket."""
@@ -70,7 +101,7 @@ class ShardedValues(Values):
 
     def tensors(self) -> list[torch.Tensor]:
         """Shards, and buckets that stay whole."""
-        return [*self.shards, *(whole for whole in self.wholes if whole is not None)]
+        return [tensor for tensor in (*self.shards, *self.wholes) if tensor is not None]
 
     def fill(self, source: Source) -> None:
         """Keeps this rank's part of each parameter and leaves a stand-in; what stays whole becomes a view."""
@@ -95,24 +126,24 @@ class ShardedValues(Values):
         mine = intersect(own, slot.start, slot.stop)
         if mine is not None:
             part = value.reshape(-1)[mine.start - slot.start : mine.stop - slot.start]
-            self.shards[index][mine.start - own.start : mine.stop - own.start].copy_(part)
+            self.put(mine, part)
         parameter.data = placeholder(slot.shape, self._flat.dtype, self._flat.device)
 
-    def gather_whole(self) -> None:
-        """Brings the parts of all ranks into the buckets that stay whole, in place. Called on all ranks."""
-        for whole, shard in zip(self.wholes, self.shards, strict=True):
-            if whole is not None and self._ranks > 1:
-                comm.all_gather_into_tensor(whole, shard, group=self._group)
+    def gather_whole(self, share: Callable[[torch.Tensor], None]) -> None:
+        """Brings the parts of all ranks into the buckets that stay whole, through `share`. Called on all ranks."""
+        for whole in self.wholes:
+            if whole is not None:
+                share(whole)
 
     def close(self) -> None:
         """Gathers everything into ordinary parameters. Called on all ranks."""
         layout = self._flat.layout
-        for bucket, shard, whole in zip(layout.buckets, self.shards, self.wholes, strict=True):
+        for index, (bucket, whole) in enumerate(zip(layout.buckets, self.wholes, strict=True)):
             full = whole
             if full is None:
                 full = torch.empty(bucket.numel, dtype=self._flat.dtype, device=self._flat.device)
                 with comm.scope("final parameters"):
-                    comm.all_gather_into_tensor(full, shard.to(full.device), group=self._group)
+                    comm.all_gather_into_tensor(full, self.shard(index).to(full.device), group=self._group)
             for place in range(bucket.first, bucket.last):
                 slot = layout.slots[place]
                 view = full[slot.start - bucket.start : slot.stop - bucket.start].view(slot.shape)
