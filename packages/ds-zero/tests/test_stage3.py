@@ -405,3 +405,94 @@ def test_bytes_sent_and_held(world):
     assert calls["parameters"] == 2 * count + 1
     assert calls["gather control"] == 4
     assert shards == whole // world
+
+
+def sharded_twice():
+    import ds_core
+
+    model, first = make(3, "plain")
+    with pytest.raises(ModelError, match=r"sharded already.*destroy"):
+        ds_core.initialize(model=model, config={"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "AdamW"}})
+    before = first.module_state_dict()
+    first.destroy()
+    ordinary = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 2}}
+    second = ds_core.initialize(model=model, config=config)[0]
+    return ordinary, float(second(torch.ones(2, WIDTH)).sum().detach())
+
+
+def test_a_sharded_model_is_refused_until_its_engine_gives_it_back():
+    with torch.no_grad():
+        expected = float(Net("plain")(torch.ones(2, WIDTH)).sum())
+    assert run_ranks(sharded_twice, 2) == [(True, expected)] * 2
+
+
+def foreign_shards():
+    import ds_core
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Net("plain")
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(ModelError, match=r"DTensor.*fully_shard"):
+        ds_core.initialize(model=model, config={"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3}})
+    return True
+
+
+def test_a_model_sharded_by_others_is_refused():
+    assert all(run_ranks(foreign_shards, 2))
+
+
+def generating_whole():
+    import ds_zero
+
+    from ds_core import comm
+
+    model, engine = make(3, "plain")
+    engine(torch.ones(1, WIDTH))
+    with ds_zero.unwrap_model_for_generation(engine) as whole, torch.no_grad():
+        comm.reset()
+        x = torch.ones(1, WIDTH)
+        for _ in range(3):
+            x = whole(x)
+        gathers = sum(row.calls for row in comm.report().rows if row.scope == "parameters")
+    loss = engine(torch.ones(2, WIDTH)).square().mean()
+    engine.backward(loss)
+    engine.step()
+    return x, gathers, space_of(engine).coordinator.live_numel
+
+
+def test_generation_with_whole_parameters_gathers_nothing():
+    model = Net("plain")
+    with torch.no_grad():
+        x = model(model(model(torch.ones(1, WIDTH))))
+    for got, gathers, live in run_ranks(generating_whole, 2):
+        assert torch.equal(got, x)
+        assert (gathers, live) == (0, 0)
+
+
+def resident_over_steps():
+    import gc
+
+    model, engine = make(3, "reused")
+    counts = []
+    for _ in range(300):
+        engine.backward(engine(torch.ones(2, WIDTH)).square().mean())
+        engine.step()
+        if len(counts) < 2 or _ % 50 == 0:
+            gc.collect()
+            counts.append(sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is torch.Tensor))
+    engine.destroy()
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    watched = [type(m._parameters) for m in model.modules()]
+    left = [p for p in model.parameters() if p._post_accumulate_grad_hooks]
+    return counts, hooks, watched, left, "apply" in model.__dict__
+
+
+def test_memory_is_flat_over_300_steps_and_destroy_gives_everything_back():
+    for counts, hooks, watched, left, applies in run_ranks(resident_over_steps, 2):
+        assert max(counts[2:]) <= counts[2]
+        assert hooks == 0
+        assert set(watched) == {dict}
+        assert not left
+        assert not applies

@@ -21,6 +21,12 @@ def check_model(model: Any) -> None:
             f"model {type(model).__name__} has no parameters; there is nothing to train or to shard. Submodules must "
             "be attributes or in nn.ModuleList, not in a plain list"
         )
+    foreign = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
+    if foreign:
+        raise ModelError(
+            f"parameter {foreign[0]!r} is a DTensor: the model is sharded already, by fully_shard or parallelize_module; "
+            "pass the model as it was before, and set zero_optimization.stage"
+        )
     meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if meta:
         raise ModelError(f"parameter {meta[0]!r} is on the meta device and has no values; materialise the model first")

@@ -20,7 +20,7 @@ from ds_core import comm
 from ds_core.exchange import Exchange, Reduced
 from ds_core.flat import FROZEN, FlatGroup, NamedParameter, check_distinct, group_layouts
 from ds_core.layout import Range
-from ds_core.values import Source, Values, WholeValues
+from ds_core.values import Source, Values, WholeValues, present
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -98,7 +98,7 @@ class UpdateSpace(abc.ABC):
         }
         for flat in groups:
             flat.values = self.make_values(flat)
-            flat.values.fill(self._shared(source or (lambda parameter: parameter.data)))
+            flat.values.fill(self._shared(source or present))
 
     def make_values(self, flat: FlatGroup) -> Values:
         """Where the working weights of `flat` live."""

@@ -14,15 +14,32 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_core.errors import ModelError
 from ds_core.layout import Range
+from ds_core.placeholder import is_placeholder
 
 if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
 
-__all__ = ["Source", "Values", "WholeValues"]
+__all__ = ["Source", "Values", "WholeValues", "present"]
 
 Source = Callable[[torch.nn.Parameter], torch.Tensor]
 """A parameter's full value, in any floating dtype and memory; called on all ranks in the same order."""
+
+
+def present(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The values in ``parameter.data``.
+
+    Raises:
+        ModelError: they are elsewhere: an engine, or a construction in shards, keeps them.
+    """
+    if is_placeholder(parameter.data):
+        raise ModelError(
+            f"a parameter of shape {tuple(parameter.shape)} has no values here: the model is sharded already. If "
+            "another engine has it, call its destroy() on all ranks first; if it was built under ds_zero.Init, install "
+            "and enable ds-zero"
+        )
+    return parameter.data
 
 
 class Values(abc.ABC):

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
         estimate_zero3_model_states_mem_needs_all_cold,
         estimate_zero3_model_states_mem_needs_all_live,
     )
-    from ds_zero.gathered import GatheredParameters, register_external_parameter, unregister_external_parameter
+    from ds_zero.gathered import (
+        GatheredParameters,
+        register_external_parameter,
+        unregister_external_parameter,
+        unwrap_model_for_generation,
+    )
     from ds_zero.init import Init
     from ds_zero.leaf import (
         get_z3_leaf_modules,
@@ -51,6 +56,7 @@ _EXPORTS = {
     "set_z3_leaf_modules_by_suffix": _LEAF,
     "unregister_external_parameter": "ds_zero.gathered",
     "unset_z3_leaf_modules": _LEAF,
+    "unwrap_model_for_generation": "ds_zero.gathered",
     "z3_leaf_module": _LEAF,
     "z3_leaf_parameter": _LEAF,
 }
@@ -76,6 +82,7 @@ __all__ = [
     "set_z3_leaf_modules_by_suffix",
     "unregister_external_parameter",
     "unset_z3_leaf_modules",
+    "unwrap_model_for_generation",
     "z3_leaf_module",
     "z3_leaf_parameter",
 ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ds_core.space import UpdateSpace
 
 __all__ = ["GatheredParameters", "full_values", "owner_of", "own", "register_external_parameter"]
-__all__ += ["unregister_external_parameter"]
+__all__ += ["unregister_external_parameter", "unwrap_model_for_generation"]
 
 _OWNERS: Any = WeakIdKeyDictionary()
 """The space that keeps each parameter's values, while its engine lives."""
@@ -154,6 +154,17 @@ def _agree(
         return repr(flat.layout.slots[place].name)
 
     return agree_on_changes(members, versions, space.group, name)
+
+
+@contextmanager
+def unwrap_model_for_generation(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The module of an engine (or a module) with all its parameters whole, so that ``generate`` gathers nothing.
+
+    Without it generation works too, and gathers every unit for every token. Enter and leave it on all ranks.
+    """
+    module = getattr(model, "module", model)
+    with GatheredParameters(list(module.parameters())):
+        yield module
 
 
 def register_external_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:

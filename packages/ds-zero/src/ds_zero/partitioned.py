@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ds_core import comm
 from ds_core.errors import ModelError
 from ds_core.placeholder import assign, placeholder
+from ds_core.values import present
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,7 +78,7 @@ def full_value(parameter: torch.nn.Parameter) -> torch.Tensor:
 def take_over(parameter: torch.nn.Parameter) -> torch.Tensor:
     """The full value for an engine that keeps it from now on: gathered where it was in pieces. Called on all ranks."""
     if parameter not in _PIECES:
-        return parameter.data
+        return present(parameter)
     value = full_value(parameter)
     del _PIECES[parameter]
     return value

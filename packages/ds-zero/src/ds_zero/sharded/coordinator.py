@@ -107,10 +107,13 @@ class Coordinator:
         self._complete.clear()
         self._plan = self._plans[phase]
         self._opening = self._control.post(self._message(Word.BEGIN))
-        if phase is Phase.BACKWARD and self._kept:
-            self._plan = self._make([index for index in self._plan.uses if index not in self._kept])
+        whole = {unit.index for unit in self.units if unit.held}
+        if phase is Phase.BACKWARD:
+            whole.update(self._kept)
+        if whole:
+            self._plan = self._make([index for index in self._plan.uses if index not in whole])
         for unit in self.units:
-            if unit.state is not UnitState.SHARDED and not (phase is Phase.BACKWARD and unit.index in self._kept):
+            if unit.state is not UnitState.SHARDED and unit.index not in whole:
                 self._drop(unit)
 
     def end(self) -> None:
@@ -127,7 +130,9 @@ class Coordinator:
                 "" if agreed else ", and not alike on all ranks",
             )
         if agreed:
-            early = [index for index in self._kept if index not in self._used] if phase is Phase.BACKWARD else []
+            kept = self._kept if phase is Phase.BACKWARD else ()
+            early = [index for index in kept if index not in self._used]
+            early += [unit.index for unit in self.units if unit.held and unit.index not in self._used]
             self._plans[phase] = self._make([*early, *self._used], is_observed=True)
         elif self._requests:
             self._plans[phase] = self._make(plan.inserted(self._requests), is_observed=plan.is_observed)
@@ -138,7 +143,7 @@ class Coordinator:
                 self._plans[Phase.BACKWARD] = self._make(self._plans[phase].backward())
             self._kept = self._plans[phase].kept(self._sizes, self._limits.reuse)
         for unit in self.units:
-            if unit.state is not UnitState.SHARDED and unit.index not in self._kept:
+            if unit.state is not UnitState.SHARDED and unit.index not in self._kept and not unit.held:
                 self._drop(unit)
         self.phase = Phase.OUTSIDE
 
@@ -194,7 +199,7 @@ class Coordinator:
 
     def done(self, unit: GatherUnit) -> None:
         """A forward has no further use for `unit` just now."""
-        if self.phase is Phase.BACKWARD or unit.state is not UnitState.GATHERED or unit.depth:
+        if self.phase is Phase.BACKWARD or unit.state is not UnitState.GATHERED or unit.depth or unit.held:
             return
         if self._at in self._plan.holds and self._plan.uses[self._at] == unit.index:
             return
@@ -204,7 +209,7 @@ class Coordinator:
 
     def let_go(self, unit: GatherUnit) -> None:
         """A context that held `unit` whole is over; what was written to it has been kept or refused."""
-        if unit.depth or unit.state is not UnitState.GATHERED:
+        if unit.depth or unit.held or unit.state is not UnitState.GATHERED:
             return
         unit.accept()
         if self.phase is Phase.OUTSIDE:
@@ -215,7 +220,8 @@ class Coordinator:
     def completed(self, unit: GatherUnit) -> None:
         """All gradients of one of the unit's buckets are there; after the last one backward needs it no more."""
         self._complete[unit.index] = self._complete.get(unit.index, 0) + 1
-        if self._complete[unit.index] == len(unit.trainable) and unit.state is UnitState.GATHERED and not unit.depth:
+        is_idle = unit.state is UnitState.GATHERED and not unit.depth and not unit.held
+        if is_idle and self._complete[unit.index] == len(unit.trainable):
             self._drop(unit)
 
     # --- gathers ------------------------------------------------------------------------------------------------
@@ -275,14 +281,14 @@ class Coordinator:
         for unit in idle:
             if self.live_numel + numel <= self._limits.live:
                 return
-            if not unit.depth:
+            if not unit.depth and not unit.held:
                 self._drop(unit)
 
     def _forget_old(self, unit: GatherUnit) -> None:
         """Backward tells when a unit's gradients are complete; one that waits for more of them goes meanwhile."""
         self._recent.append(unit)
         for old in self._recent[:-RECENT]:
-            if not old.depth:
+            if not old.depth and not old.held:
                 self._drop(old)
 
     # --- what no plan foresaw -------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class PartitionedSpace(ShardedSpace):
         try:
             for unit in units:
                 self.coordinator.need(unit)
-                unit.depth += 1
+                unit.held += 1
                 held.append(unit)
             yield
             if keep():
@@ -126,7 +126,7 @@ class PartitionedSpace(ShardedSpace):
                     unit.keep()
         finally:
             for unit in held:
-                unit.depth -= 1
+                unit.held -= 1
                 self.coordinator.let_go(unit)
 
     def close(self) -> None:

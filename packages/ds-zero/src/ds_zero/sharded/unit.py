@@ -60,6 +60,7 @@ class GatherUnit:
         fulls: per bucket, the values of all ranks, 1-D; empty unless gathering or gathered.
         parameters: its parameters.
         depth: how many forwards of its module are running.
+        held: how many contexts keep it whole, on all ranks alike.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class GatherUnit:
         self.state: UnitState = UnitState.SHARDED
         self.fulls: list[torch.Tensor] = []
         self.depth: int = 0
+        self.held: int = 0
         self._pieces = pieces
         self._group = group
         self._by_sum = by_sum
