@@ -405,6 +405,19 @@ def untested_optimizer(tmp_path: Path) -> None:
     assert all("zero_allow_untested_optimizer" in message for message in messages)
 
 
+def force_cpu_optimizer(tmp_path: Path) -> None:
+    config = {"train_batch_size": 3, "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}
+
+    def make(force: bool) -> None:
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ds_core.initialize(model=model, optimizer=optimizer, config={**config, "zero_force_ds_cpu_optimizer": force})
+
+    make(False)
+    with pytest.raises(ConfigError, match="zero_force_ds_cpu_optimizer"):
+        make(True)
+
+
 class _Odd(torch.optim.SGD):
     pass
 
@@ -517,6 +530,7 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
     "gradient_allreduce_op": allreduce_op,
     "communication_data_type": communication_data_type,
     "zero_allow_untested_optimizer": untested_optimizer,
+    "zero_force_ds_cpu_optimizer": force_cpu_optimizer,
     "dump_state": dump_state,
     "wall_clock_breakdown": breakdowns,
     "memory_breakdown": breakdowns,

@@ -73,6 +73,12 @@ class _Entry:
         self.awaited: set[int] = set()
         self.launched = False
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it holds gradients that were not taken, or never had any."""
+        gradients = self.flat.gradients
+        return gradients.has_incoming(self.index) or not gradients.is_reduced(self.index)
+
 
 class Exchange:
     """Reduces buckets as they complete, or all at once at the step.
@@ -87,6 +93,7 @@ class Exchange:
             more.
 
     Attributes:
+        takes_alone: one rank too takes gradients as they come, because they are kept elsewhere.
         may_wait: whether a rank may wait for a reduction while backward goes on; see Note [When to wait].
     """
 
@@ -108,6 +115,7 @@ class Exchange:
         self._overlap = overlap
         self.on_complete = on_complete
         self.may_wait: Callable[[], bool] = lambda: True
+        self.takes_alone: bool = False
         self._entries = _in_reverse(flats)
         self._by_bucket = {(id(e.flat), e.index): e for e in self._entries}
         self._cursor = 0
@@ -124,7 +132,7 @@ class Exchange:
         """A backward starts. `exchange`: its gradients meet as they come; else they stay here until a later one's do."""
         for flat in {id(entry.flat): entry.flat for entry in self._entries}.values():
             flat.gradients.hide()
-        self._active = exchange and self._ranks > 1
+        self._active = exchange and (self._ranks > 1 or self.takes_alone)
         if not self._is_watching:
             return
         self._cursor = 0
@@ -174,7 +182,9 @@ class Exchange:
 
     def finish(self) -> None:
         """Brings together whatever has not met yet. Called on all ranks, once, before gradients are used."""
-        if self._ranks == 1 or self._has_unmet or not self._exchanged:
+        if self._ranks == 1:
+            due = [entry for entry in self._entries if entry.is_due]
+        elif self._has_unmet or not self._exchanged:
             due = self._entries
         else:
             due = self._late()

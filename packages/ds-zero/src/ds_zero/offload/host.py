@@ -91,6 +91,7 @@ class HostPlacement(Placement):
             hosted = {index for index, devices in updated.items() if devices == {HOST}}
             if flat.device != HOST and hosted:
                 flat.gradients.keep = self._keep(hosted)
+                space.exchange.takes_alone = True
 
     def _keep(self, hosted: set[int]) -> Keep:
         def keep(index: int, reduced: torch.Tensor) -> torch.Tensor:

@@ -214,6 +214,8 @@ class FileShards:
         assert self.pool is not None
         if len(self._arriving) + len(self._leaving) + 1 < self.pool.count:
             return self.pool.acquire()
+        if self._leaving:
+            return self._departed()
         stale = next((name for name in self._arriving if name not in wanted), None)
         if stale is None:
             return None
@@ -227,9 +229,14 @@ class FileShards:
         if len(self._arriving) + len(self._leaving) < self.pool.count:
             return self.pool.acquire()
         if self._leaving:
-            buffer, handle = self._leaving.pop(0)
-        else:
-            buffer, handle = self._arriving.pop(next(reversed(self._arriving)))
+            return self._departed()
+        buffer, handle = self._arriving.pop(next(reversed(self._arriving)))
+        handle.wait()
+        return buffer
+
+    def _departed(self) -> torch.Tensor:
+        """The buffer that left first, once its contents are written."""
+        buffer, handle = self._leaving.pop(0)
         try:
             handle.wait()
         except BaseException:
