@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ds_core.assembly import assemble, full_gradients, wide
+from ds_core.assembly import assemble, full_gradients
 from ds_core.errors import EngineError, ModelError
 from ds_core.parts.inspection import Inspection, Spot, StatePart, inspection_of
 
@@ -63,7 +63,7 @@ def safe_get_full_fp32_param(param: Parameter) -> torch.Tensor:
     """The master weight, full; the working weight where nothing finer is kept, as for frozen parameters."""
     home, spot = _find(param, WEIGHTS, "safe_get_full_fp32_param")
     if spot is None:
-        return _copy(param.data)
+        return _copy(param.data, param.device)
     return assemble(home, [spot], [home.master(spot)]).values[0].view(param.shape)
 
 
@@ -91,7 +91,7 @@ def safe_set_full_fp32_param(param: Parameter, value: torch.Tensor) -> None:
 def safe_get_local_fp32_param(param: Parameter) -> torch.Tensor:
     """This rank's part of the master weight, 1-D."""
     home, spot = _find(param, WEIGHTS, "safe_get_local_fp32_param")
-    return _copy(param.data.reshape(-1) if spot is None else home.master(spot))
+    return _copy(param.data.reshape(-1) if spot is None else home.master(spot), param.device)
 
 
 @torch.no_grad()
@@ -102,10 +102,11 @@ def safe_set_local_fp32_param(param: Parameter, value: torch.Tensor) -> None:
     new part after the next step; `safe_set_full_fp32_param` has no such delay.
     """
     home, spot = _find(param, WEIGHTS, "safe_set_local_fp32_param")
-    here = param.data.view(-1) if spot is None else home.master(spot)
-    values = _checked(value, tuple(here.shape), param, "safe_set_local_fp32_param")
+    part = home.own(spot) if spot is not None else None
+    numel = param.numel() if spot is None else 0 if part is None else part.numel
+    values = _checked(value, (numel,), param, "safe_set_local_fp32_param")
     if spot is None:
-        here.copy_(values)
+        param.data.copy_(values.view(param.shape))
     else:
         home.set_master(spot, values)
 
@@ -128,9 +129,11 @@ def safe_get_full_optimizer_state(param: Parameter, optim_state_key: str) -> tor
     if spot is None or not home.has_states(spot):
         return None
     state, flag, error = _state(home, spot, optim_state_key)
-    if home.is_whole(spot) and state is not None and not state.is_elementwise:
-        return _copy(state.values)
-    values, flags = assemble(home, [spot], [state.values if state is not None else _nothing(spot)], [flag])
+    if home.is_whole(spot):
+        if not _is_made([flag], error, optim_state_key, spot) or state is None:
+            return None
+        return _copy(state.values.view(param.shape) if state.is_elementwise else state.values, param.device)
+    values, flags = assemble(home, [spot], [_nothing(spot) if state is None else state.values], [flag])
     return values[0].view(param.shape) if _is_made(flags[0], error, optim_state_key, spot) else None
 
 
@@ -145,12 +148,12 @@ def safe_set_full_optimizer_state(param: Parameter, value: torch.Tensor, optim_s
     doing = "safe_set_full_optimizer_state"
     home, spot = _find_trained(param, STATES, doing)
     state, flag, error = _state(home, spot, optim_state_key)
-    flags = assemble(home, [spot], [None], [flag]).flags[0]
+    flags = [flag] if home.is_whole(spot) else assemble(home, [spot], [None], [flag]).flags[0]
     if not _is_made(flags, error, optim_state_key, spot) or state is None:
         raise _unmade(spot, doing)
     shape = param.shape if state.is_elementwise else state.values.shape
     values = _checked(value, tuple(shape), param, doing)
-    state.values.copy_(home.cut(spot, values) if state.is_elementwise else values.view(shape))
+    home.set_state(spot, optim_state_key, home.cut(spot, values) if state.is_elementwise else values.view(shape))
 
 
 @torch.no_grad()
@@ -158,7 +161,7 @@ def safe_get_local_optimizer_state(param: Parameter, optim_state_key: str) -> to
     """This rank's part of a state, 1-D; None and errors as in `safe_get_full_optimizer_state`."""
     home, spot = _find(param, STATES, "safe_get_local_optimizer_state")
     state = home.state(spot, optim_state_key) if spot is not None and home.has_states(spot) else None
-    return None if state is None else _copy(state.values)
+    return None if state is None else _copy(state.values, param.device)
 
 
 @torch.no_grad()
@@ -170,7 +173,7 @@ def safe_set_local_optimizer_state(param: Parameter, value: torch.Tensor, optim_
     if state is None:
         raise _unmade(spot, doing)
     values = _checked(value, tuple(state.values.shape), param, doing)
-    state.values.copy_(values.view(state.values.shape))
+    home.set_state(spot, optim_state_key, values.view(state.values.shape))
 
 
 def _state(home: Inspection, spot: Spot, key: str) -> tuple[StatePart | None, int, ModelError | None]:
@@ -238,7 +241,7 @@ def safe_set_full_grad(param: Parameter, value: torch.Tensor) -> None:
     values = _checked(value, tuple(param.shape), param, doing)
     _check_backward(home, spot, doing)
     home.reduce(doing=doing)
-    home.set_reduced(spot, values, doing=doing)
+    home.set_reduced(spot, home.cut(spot, home.stored(spot, values, doing=doing)))
 
 
 @torch.no_grad()
@@ -255,9 +258,7 @@ def safe_get_local_grad(param: Parameter) -> torch.Tensor | None:
         full = full_gradients(home, [spot])[0]
         return None if full is None else full.view(-1)
     _check_met(home, spot, "safe_get_local_grad")
-    if home.own(spot) is None:
-        return torch.empty(0, dtype=wide([spot]), device=spot.flat.device)
-    return _copy(home.reduced(spot)).mul_(home.grad_factor)
+    return _copy(home.reduced(spot), param.device).mul_(home.grad_factor)
 
 
 @torch.no_grad()
@@ -276,7 +277,7 @@ def safe_set_local_grad(param: Parameter, value: torch.Tensor) -> None:
         home.reduce(doing=doing)
     else:
         _check_met(home, spot, doing)
-    home.set_reduced(spot, values, doing=doing)
+    home.set_reduced(spot, home.stored(spot, values, doing=doing))
 
 
 @torch.no_grad()
@@ -306,7 +307,7 @@ def safe_update_full_grad_vectorized(param_list: Sequence[Parameter], update_fun
                 param = spot.flat.parameters[spot.place]
                 answer = update_func(gradient, param) if takes_parameter else update_func(gradient)
                 values = _checked(gradient if answer is None else answer, tuple(param.shape), param, doing)
-                home.set_reduced(spot, values, doing=doing)
+                home.set_reduced(spot, home.cut(spot, home.stored(spot, values, doing=doing)))
 
 
 def _arguments(function: Callable[..., Any]) -> int:
@@ -362,5 +363,5 @@ def _checked(value: Any, shape: tuple[int, ...], param: Parameter, doing: str) -
     return value.detach().to(device=param.device, dtype=dtype).reshape(-1)
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.detach().to(device=device, dtype=torch.promote_types(tensor.dtype, torch.float32), copy=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ class Spot(NamedTuple):
 
 
 class StatePart(NamedTuple):
-    """A state on this rank: its values, 1-D; or, of a state with a shape of its own, all of it as it is."""
+    """A copy of a state on this rank: its values, 1-D; or, of a state with a shape of its own, all of it."""
 
     values: torch.Tensor
     is_elementwise: bool = True
@@ -82,7 +83,8 @@ class Inspection(Part):
         self._accumulation: Accumulation | None = None
         self._space: UpdateSpace | None = None
         self._module: torch.nn.Module | None = None
-        self._pieces: dict[tuple[int, int], MasterPiece] = {}
+        self._pieces: dict[tuple[int, int], list[tuple[MasterPiece, Range]]] = {}
+        """For each parameter the pieces this rank updates of it, and which elements of it each has."""
         self._whole: dict[int, bool] = {}
         """For each flat group, whether every rank updates all of it."""
 
@@ -91,9 +93,9 @@ class Inspection(Part):
         self._space = build.space
         self._module = build.module
         self._accumulation = build.accumulation
-        self._pieces = {
-            (id(piece.flat), index): piece for piece in self._optimizer.pieces for index, _, _ in piece.fragments()
-        }
+        for piece in self._optimizer.pieces:
+            for index, _, part in piece.fragments():
+                self._pieces.setdefault((id(piece.flat), index), []).append((piece, part))
         groups = build.space.groups if build.space is not None else []
         self._whole = {id(flat): build.space.owned(flat) == flat.layout.whole() for flat in groups if build.space}
         for parameter in build.module.parameters():
@@ -149,18 +151,40 @@ class Inspection(Part):
     # --- values -------------------------------------------------------------------------------------------------
 
     def master(self, spot: Spot) -> torch.Tensor:
-        """What the optimizer updates on this rank, or the working values where no optimizer does; 1-D."""
-        part, piece = self.own(spot), self._pieces.get((id(spot.flat), spot.place))
-        if part is None:
-            return torch.empty(0, dtype=spot.flat.dtype, device=spot.flat.device)
-        return spot.flat.working(part) if piece is None else _cut(piece, piece.master.data, part)
+        """A copy of what the optimizer updates on this rank, or of working values where no optimizer does; 1-D."""
+        own, pieces = self.own(spot), self._pieces.get((id(spot.flat), spot.place), [])
+        if own is None:
+            return self._empty(spot)
+        if not pieces:
+            return spot.flat.working(own).clone()
+        found: dict[int, torch.Tensor] = {}
+
+        def read(visited: Sequence[MasterPiece]) -> None:
+            for piece in visited:
+                found[id(piece)] = _cut(piece, piece.master.data, parts[id(piece)]).to(spot.flat.device, copy=True)
+
+        parts = {id(piece): part for piece, part in pieces}
+        self._optimizer.placement.visit([piece for piece, _ in pieces], read, store=False)
+        return torch.cat([found[id(piece)] for piece, _ in pieces])
 
     def set_master(self, spot: Spot, values: torch.Tensor) -> None:
         """Writes this rank's part of the master, and rounded into the working values."""
-        part = self.own(spot)
-        if part is not None:
-            self.master(spot).copy_(values)
-            spot.flat.working(part).copy_(values)
+        own, pieces = self.own(spot), self._pieces.get((id(spot.flat), spot.place), [])
+        if own is None:
+            return
+
+        def write(visited: Sequence[MasterPiece]) -> None:
+            for piece in visited:
+                part = parts[id(piece)]
+                _cut(piece, piece.master.data, part).copy_(values[part.start - own.start : part.stop - own.start])
+
+        parts = {id(piece): part for piece, part in pieces}
+        if pieces:
+            self._optimizer.placement.visit([piece for piece, _ in pieces], write)
+        spot.flat.store(own, values)
+
+    def _empty(self, spot: Spot) -> torch.Tensor:
+        return torch.empty(0, dtype=torch.float32, device=spot.flat.device)
 
     def set_whole(self, spot: Spot, full: torch.Tensor) -> None:
         """Writes all working values, as far as they are whole on this rank just now."""
@@ -176,7 +200,7 @@ class Inspection(Part):
         return self._optimizer.optimizer is not None and not spot.flat.is_frozen
 
     def state(self, spot: Spot, key: str) -> StatePart | None:
-        """This rank's part of a state; made if it is not there yet.
+        """This rank's part of a state; what the first step would start from where that was not taken yet.
 
         Returns:
             None where the optimizer cannot make its states before its first step; no values where this rank updates
@@ -185,13 +209,55 @@ class Inspection(Part):
         Raises:
             ModelError: the optimizer keeps no such state.
         """
-        optimizer, part = self._optimizer.optimizer, self.own(spot)
-        assert optimizer is not None
-        piece = self._pieces.get((id(spot.flat), spot.place))
-        if part is None or piece is None:
-            return StatePart(torch.empty(0, dtype=torch.float32, device=spot.flat.device))
-        if not start_states(optimizer, piece.master):
+        found: list[StatePart] = []
+
+        def read(state: StatePart, part: Range) -> None:  # pieces may be on several devices, and in memory only here
+            found.append(state._replace(values=state.values.to(spot.flat.device, copy=True)))
+
+        if not self._visit_state(spot, key, read, store=False):
             return None
+        if found and not found[0].is_elementwise:
+            return found[0]
+        return StatePart(torch.cat([state.values for state in found]) if found else self._empty(spot))
+
+    def set_state(self, spot: Spot, key: str, values: torch.Tensor) -> None:
+        """Writes this rank's part of a state that `state` has found."""
+        own = self.own(spot)
+
+        def write(state: StatePart, part: Range) -> None:
+            assert own is not None
+            cut = values[part.start - own.start : part.stop - own.start] if state.is_elementwise else values
+            state.values.copy_(cut)
+
+        self._visit_state(spot, key, write, store=True)
+
+    def _visit_state(self, spot: Spot, key: str, work: Callable[[StatePart, Range], None], *, store: bool) -> bool:
+        """Calls `work` with each piece of a state and its range; False where there are none yet."""
+        optimizer, pieces = self._optimizer.optimizer, self._pieces.get((id(spot.flat), spot.place), [])
+        assert optimizer is not None
+        parts = {id(piece): part for piece, part in pieces}
+        answers: list[bool] = []
+        errors: list[ModelError] = []
+
+        def visit(visited: Sequence[MasterPiece]) -> None:
+            for piece in visited:
+                answers.append(start_states(optimizer, piece.master))
+                if answers[-1]:
+                    try:
+                        work(self._pick(spot, piece, key, parts[id(piece)]), parts[id(piece)])
+                    except ModelError as error:
+                        errors.append(error)
+
+        if pieces:
+            self._optimizer.placement.visit([piece for piece, _ in pieces], visit, store=store)
+        if errors:
+            raise errors[0]
+        return all(answers)
+
+    def _pick(self, spot: Spot, piece: MasterPiece, key: str, part: Range) -> StatePart:
+        """A state of a piece that is in memory, to read and write."""
+        optimizer = self._optimizer.optimizer
+        assert optimizer is not None
         found = {
             name: value
             for name, value in optimizer.state[piece.master].items()
@@ -222,25 +288,27 @@ class Inspection(Part):
     def reduced(self, spot: Spot) -> torch.Tensor:
         """This rank's part of the reduced gradient, 1-D, to read and write."""
         part = self.own(spot)
-        assert part is not None
-        return spot.flat.grads(part)
+        return self._empty(spot) if part is None else spot.flat.grads(part)
 
-    def set_reduced(self, spot: Spot, values: torch.Tensor, *, doing: str) -> None:
-        """Makes `values` this rank's part of the averaged, unscaled gradient that the step uses.
+    def stored(self, spot: Spot, values: torch.Tensor, *, doing: str) -> torch.Tensor:
+        """Averaged, unscaled gradients as they are kept until the step.
 
         Raises:
             ModelError: they are finite, but not in the dtype gradients are kept in, with the loss scale.
         """
-        stored = (values / self.grad_factor).to(spot.flat.grad_dtype)
-        if bool(values.isfinite().all()) and not bool(stored.isfinite().all()):
+        kept = (values / self.grad_factor).to(spot.flat.grad_dtype)
+        if bool(values.isfinite().all()) and not bool(kept.isfinite().all()):
             raise ModelError(
                 f"{doing}: values for {spot.slot.name!r} up to {float(values.abs().max()):g} do not fit "
                 f"{spot.flat.grad_dtype} with the loss scale {self._loss_scale.scaler.scale:g}; pass smaller ones, or "
                 "set data_types.grad_accum_dtype to fp32"
             )
+        return kept
+
+    def set_reduced(self, spot: Spot, stored: torch.Tensor) -> None:
+        """Makes this rank's part of what `stored` gave, 1-D, the gradient that the step uses."""
         spot.flat.gradients.used[spot.place] = True
-        if self.own(spot) is not None:
-            self.reduced(spot).copy_(self.cut(spot, stored) if stored.numel() == spot.slot.numel else stored)
+        self.reduced(spot).copy_(stored)
 
     def reduce(self, *, doing: str) -> None:
         """Brings gradients of all ranks together, as the step would. Called on all ranks.

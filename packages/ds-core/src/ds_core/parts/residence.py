@@ -4,8 +4,9 @@
 copies; ``engine.reload_states()`` makes new memory of them. Every tensor stays the object it was. Meanwhile it has its
 shape and reads as NaN (`ds_core.placeholder`), and what needs it is refused by an `EngineError`: forwards without the
 working weights, backwards without weights or gradients, steps and checkpoints without any of it. So a program may well
-generate with the weights while optimizer states are away. Nothing is communicated. Where a state is in host memory
-already it is copied and given up all the same, so a program behaves alike on every device.
+generate with the weights while optimizer states are away. Nothing is communicated. Where the model itself is in host
+memory its states are copied and given up all the same, so a program behaves alike on every device. What a placement
+(`ds_core.placement`) or a sharded space keeps off the device stays there.
 
 Note [By storage]
     Weights, gradients and masters are views of few large buffers. A buffer is copied as a whole, every view of it is
@@ -24,6 +25,7 @@ import torch
 from ds_core.errors import EngineError, did_you_mean
 from ds_core.part import Part, overrides
 from ds_core.placeholder import is_placeholder, placeholder
+from ds_core.placement import Placement
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -130,7 +132,8 @@ class Residence(Part):
         """See the module's docstring; kinds that are away already stay where they are."""
         assert self._build is not None
         for kind in [kind for kind in KINDS if kind in kinds and not self._is_away(kind)]:
-            for views in _by_storage(self._tensors(kind)):
+            here = [tensor for tensor in self._tensors(kind) if tensor.device == self._build.device]
+            for views in _by_storage(here):
                 self._away.append(self._put_away(kind, views, device, pin_memory, non_blocking))
         if self._is_away(*WEIGHTS) and self._refusal is None:
             self._refusal = self._build.module.register_forward_pre_hook(self._refuse_forward, prepend=True)
@@ -174,6 +177,8 @@ class Residence(Part):
         """Every tensor of the kind that somebody holds on to."""
         assert self._build is not None
         optimizer, pieces, space = self._optimizer.optimizer, self._optimizer.pieces, self._build.space
+        if kind in ("optim_states", "hp_params") and type(self._build.placement) is not Placement:
+            return []
         if kind == "optim_states":
             states = optimizer.state.values() if optimizer is not None else ()
             return [
