@@ -54,20 +54,23 @@ def config(engine: str, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def engine_step(framework: Any, model: nn.Module, asked: argparse.Namespace) -> Step:
+class EngineStep:
     """deepspeed and this project are driven alike."""
-    engine, *_ = framework.initialize(
-        model=model, model_parameters=list(model.parameters()), config=config(asked.engine, asked)
-    )
 
-    def step(batches: Batches) -> float:
-        for x, y in batches:
-            loss = engine(x, y)
-            engine.backward(loss)
-            engine.step()
+    def __init__(self, framework: Any, model: nn.Module, asked: argparse.Namespace) -> None:
+        self.engine, *_ = framework.initialize(
+            model=model, model_parameters=list(model.parameters()), config=config(asked.engine, asked)
+        )
+
+    def __call__(self, batches: Batches, look: Callable[[], None] = lambda: None) -> float:
+        """One step; `look` is called between the last backward and the update."""
+        for index, (x, y) in enumerate(batches):
+            loss = self.engine(x, y)
+            self.engine.backward(loss)
+            if index + 1 == len(batches):
+                look()
+            self.engine.step()
         return float(loss.detach())
-
-    return step
 
 
 def torch_step(model: nn.Module, asked: argparse.Namespace) -> Step:
@@ -150,13 +153,12 @@ def main() -> None:
     held_before = storages() if asked.count else {}
     model = make_model(asked)
     params = sum(p.numel() for p in model.parameters())
-    step = engine_step(framework, model, asked) if framework is not None else torch_step(model, asked)
+    step = EngineStep(framework, model, asked) if framework is not None else torch_step(model, asked)
     rank, world = dist.get_rank(), dist.get_world_size()
     batches = make_batches(asked, asked.steps, rank)
     result: dict[str, Any] = {"engine": asked.engine, "bf16": asked.bf16, "ranks": world, "params": params}
     if asked.count:
-        shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-        result |= count(step, batches, held_before, shapes)
+        result |= count(step, batches, held_before, asked)
     else:
         times = []
         for index in range(asked.steps):
@@ -189,33 +191,42 @@ def over_ranks(times: list[float], peak_MB: float, loss: float, asked: argparse.
     }
 
 
-def count(step: Step, batches: list[Batches], held_before: dict[int, int], shapes: list[Any]) -> dict[str, Any]:
-    """Bytes held between steps, and bytes sent by the last step.
+def count(step: Any, batches: list[Batches], held_before: dict[int, int], asked: argparse.Namespace) -> dict[str, Any]:
+    """Bytes held after the last backward of a step, and bytes that step sent.
 
     Returns:
-        state_bytes: of every rank; tensors of at most `SMALL_BYTES` (step counts, a loss) are small_bytes instead.
-        padded: elements of the model's flat buffer, which is what is held and sent.
-        sent: what each kind of collective sent.
+        state_bytes: of every rank; tensors of at most `SMALL_BYTES` (step counts, stand-ins, a loss) are small_bytes.
+        padded: elements of the model's flat buffers, which is what is held and sent.
+        whole: elements of those that stage 3 keeps whole on every rank.
+        sent: what each kind of collective sent; estimated_sent: what `ds_zero.estimate` says of their sum.
     """
     from ds_core import comm
-    from ds_core.layout import plan_layout
+    from ds_zero.estimate import estimate
 
     for batch in batches[:-1]:
         step(batch)
-    comm.reset()
-    step(batches[-1])
-    report = comm.report()
     data = {tensor.untyped_storage().data_ptr() for batch in batches for pair in batch for tensor in pair}
-    held = {at: size for at, size in storages().items() if at not in held_before and at not in data}
+    held: dict[int, int] = {}
+
+    def look() -> None:
+        held.update({at: size for at, size in storages().items() if at not in held_before and at not in data})
+
+    comm.reset()
+    step(batches[-1], look)
+    report = comm.report()
     small = sum(size for size in held.values() if size <= SMALL_BYTES)
     everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, torch.tensor([sum(held.values()) - small], dtype=torch.int64))
     rows = [{"op": row.op, "scope": row.scope, "calls": row.calls, "bytes_sent": row.bytes_sent} for row in report.rows]
+    space = next(part for part in step.engine.parts if part.name == "weights")._space
+    wholes = [whole for flat in space.groups for whole in getattr(flat.values, "wholes", ()) if whole is not None]
     return {
         "state_bytes": [int(row) for row in everyone],
         "small_bytes": small,
-        "padded": plan_layout(shapes, shards=dist.get_world_size()).numel,
+        "padded": sum(flat.layout.numel for flat in space.groups),
+        "whole": sum(whole.numel() for whole in wholes),
         "sent": rows,
+        "estimated_sent": estimate(make_model(asked), config(asked.engine, asked), dist.get_world_size()).sent_bytes,
     }
 
 

@@ -54,6 +54,7 @@ class _DryUnit:
         self.trainable: range = range(trainable)
         self.state: UnitState = UnitState.SHARDED
         self.depth: int = 0
+        self.held: int = 0
         self._tally = tally
 
     def issue(self) -> None:
@@ -65,6 +66,9 @@ class _DryUnit:
 
     def wait(self) -> None:
         self.state = UnitState.GATHERED
+
+    def storages(self) -> list[int]:
+        return []
 
     def release(self, *, check: bool = True) -> None:
         self.state = UnitState.SHARDED

@@ -62,6 +62,7 @@ class Coordinator:
 
     Attributes:
         phase: the pass under way.
+        memory: the unit and the number of the buffer, by what identifies a buffer's memory.
         live_numel: elements gathered just now; `peak_numel` is the most there ever were.
         is_agreed: whether all ranks went through the last forward alike.
     """
@@ -71,6 +72,7 @@ class Coordinator:
         self.phase: Phase = Phase.OUTSIDE
         self.live_numel: int = 0
         self.peak_numel: int = 0
+        self.memory: dict[int, tuple[GatherUnit, int]] = {}
         self.is_agreed: bool = False
         self._control = control
         self._limits = limits
@@ -232,6 +234,8 @@ class Coordinator:
             return
         self._make_room(unit.numel)
         unit.issue()
+        for place, storage in enumerate(unit.storages()):
+            self.memory[storage] = (unit, place)
         self.live_numel += unit.numel
         self.peak_numel = max(self.peak_numel, self.live_numel)
         if self._limits.sequential:
@@ -239,6 +243,8 @@ class Coordinator:
 
     def _drop(self, unit: GatherUnit, *, check: bool = True) -> None:
         self.live_numel -= unit.numel
+        for storage in unit.storages():
+            del self.memory[storage]
         unit.release(check=check)
         if unit in self._recent:
             self._recent.remove(unit)

@@ -168,14 +168,12 @@ class ModuleHooks:
             self._coordinator.end()
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        storage = tensor.untyped_storage()._cdata if type(tensor) in _PLAIN else None
-        for unit in self._coordinator.units:
-            if unit.fulls:
-                piece = unit.place_of(storage) if storage is not None else None
-                if piece is not None:
-                    size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
-                    return _Saved(unit, piece, tensor.dtype, size, stride, int(offset))
-        return tensor
+        if type(tensor) not in _PLAIN:
+            return tensor
+        found = self._coordinator.memory.get(tensor.untyped_storage()._cdata)
+        if found is None:
+            return tensor
+        return _Saved(*found, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Any) -> torch.Tensor:
         if type(saved) is not _Saved:

@@ -205,9 +205,6 @@ class GatherUnit:
             held, bucket = values.held()[index], flat.layout.buckets[index]
             values.put(held, full[held.start - bucket.start : held.stop - bucket.start])
 
-    def place_of(self, storage: int) -> int | None:
-        """Which of the full buffers has this storage."""
-        for place, full in enumerate(self.fulls):
-            if full.untyped_storage()._cdata == storage:
-                return place
-        return None
+    def storages(self) -> list[int]:
+        """What identifies the memory of each full buffer while it lives, in order."""
+        return [full.untyped_storage()._cdata for full in self.fulls]
