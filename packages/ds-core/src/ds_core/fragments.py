@@ -286,9 +286,9 @@ def safe_update_full_grad_vectorized(param_list: Sequence[Parameter], update_fun
 
     Args:
         param_list: parameters of one or more engines; those without a gradient are passed over.
-        update_func: takes the full gradient as `safe_get_full_grad` gives it and, if it has a second argument, the
-            parameter; returns the new one, or None for the one it was given, changed in place. Must do the same on
-            all ranks.
+        update_func: takes the full gradient as `safe_get_full_grad` gives it and, if it must be given two arguments,
+            the parameter; returns the new one, or None for the one it was given, changed in place. Must do the same
+            on all ranks.
 
     Raises:
         EngineError, ModelError: as `safe_set_full_grad`.
@@ -311,11 +311,15 @@ def safe_update_full_grad_vectorized(param_list: Sequence[Parameter], update_fun
 
 
 def _arguments(function: Callable[..., Any]) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    listed = inspect.signature(function).parameters.values()
+    """How many arguments it must be given, or can be where it takes any number."""
+    try:
+        listed = list(inspect.signature(function).parameters.values())
+    except ValueError:  # a builtin, which does not say
+        return 1
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in listed):
         return 2
-    return sum(parameter.kind in kinds for parameter in listed)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in listed)
 
 
 def _check_backward(home: Inspection, spot: Spot, doing: str) -> None:
