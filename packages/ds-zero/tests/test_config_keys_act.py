@@ -18,7 +18,7 @@ from torch import nn
 
 import ds_core
 from ds_core.config import Facts, load, resolve
-from ds_core.errors import AcceleratorError, BatchSizeError, CheckpointError, ConfigError, EngineError
+from ds_core.errors import AcceleratorError, BatchSizeError, CheckpointError, ConfigError
 from ds_core.testing import run_ranks
 
 

@@ -148,7 +148,11 @@ def test_an_existing_module_takes_the_first_ranks_values():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"remote_device": "nvme"}, "remote_device"), ({"mpu": object()}, "mpu"), ({"zero_quantized_weights": True}, "zero_q")],
+    [
+        ({"remote_device": "nvme"}, "remote_device"),
+        ({"mpu": object()}, "mpu"),
+        ({"zero_quantized_weights": True}, "zero_q"),
+    ],
     ids=lambda value: str(value)[:20],
 )
 def test_arguments_that_are_not_served_are_refused_by_name(arguments, message):

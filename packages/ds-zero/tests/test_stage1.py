@@ -46,7 +46,18 @@ def losses_of(model, x: torch.Tensor, backwards: int) -> list[torch.Tensor]:
     return [(out ** (2 + index)).mean() for index in range(backwards)]
 
 
-def train(stage, *, accumulation=1, backwards=1, bucket=500_000_000, clip=0.0, native=True, steps=STEPS, zero_extra=None, **config):
+def train(
+    stage,
+    *,
+    accumulation=1,
+    backwards=1,
+    bucket=500_000_000,
+    clip=0.0,
+    native=True,
+    steps=STEPS,
+    zero_extra=None,
+    **config,
+):
     """Final state, last gradient norm, bytes sent per step by scope, and what the optimizer holds in bytes."""
     import torch.distributed as dist
 

@@ -146,7 +146,9 @@ def test_equals_stage_0_bit_for_bit(mode):
     extra = {"evaluate": mode == "plain"}
     if mode == "recompute re-entrant":
         extra["steps"] = 2
-    for replicated, sharded in zip(run_ranks(train, 2, 0, mode, **extra), run_ranks(train, 2, 3, mode, **extra), strict=True):
+    for replicated, sharded in zip(
+        run_ranks(train, 2, 0, mode, **extra), run_ranks(train, 2, 3, mode, **extra), strict=True
+    ):
         assert_same(replicated, sharded)
 
 
@@ -202,7 +204,7 @@ def test_inner_modules_may_be_compiled():
 
 
 def generating():
-    model, engine = make(3, "plain")
+    _, engine = make(3, "plain")
     engine.eval()
     with torch.no_grad():
         x = torch.ones(1, WIDTH)
@@ -327,7 +329,7 @@ def test_ranks_that_change_a_parameter_differently_are_told():
 def diverge():
     import torch.distributed as dist
 
-    model, engine = make(3, "plain")
+    _, engine = make(3, "plain")
     x = torch.ones(2, WIDTH)
     with pytest.raises(EngineError, match=r"rank 0 .*rank 1 "):
         if dist.get_rank() == 0:
@@ -347,7 +349,7 @@ def test_ranks_that_call_different_modules_are_named():
 
 
 def loading():
-    model, engine = make(3, "plain", bf16={"enabled": True})
+    _, engine = make(3, "plain", bf16={"enabled": True})
     wanted = {name: torch.full_like(tensor, 0.25) for name, tensor in Net("plain").bfloat16().state_dict().items()}
     engine.load_module_state_dict(wanted)
     first = {name: tensor.clone() for name, tensor in engine.module_state_dict().items()}
@@ -372,7 +374,7 @@ def test_state_dicts_load_through_the_engine_and_through_the_module():
 def bytes_of_a_step(stage):
     from ds_core import comm
 
-    model, engine = make(stage, "plain", bf16={"enabled": True})
+    _, engine = make(stage, "plain", bf16={"enabled": True})
     for step in range(4):
         if step == 3:
             comm.reset()
@@ -428,9 +430,10 @@ def test_a_sharded_model_is_refused_until_its_engine_gives_it_back():
 
 
 def foreign_shards():
-    import ds_core
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+
+    import ds_core
 
     model = Net("plain")
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -445,10 +448,9 @@ def test_a_model_sharded_by_others_is_refused():
 
 def generating_whole():
     import ds_zero
-
     from ds_core import comm
 
-    model, engine = make(3, "plain")
+    _, engine = make(3, "plain")
     engine(torch.ones(1, WIDTH))
     with ds_zero.unwrap_model_for_generation(engine) as whole, torch.no_grad():
         comm.reset()

@@ -118,7 +118,9 @@ def wire_keys(tmp_path: Path) -> None:
     assert ("broadcast", "parameters") in on_two(stage=1, allgather_partitions=False)["wire"]
     sums = on_two(use_all_reduce_for_fetch_params=True)["wire"]
     plain = on_two()["wire"]
-    assert sums["all_reduce", "parameters"][1] == 2 * (plain["all_gather", "parameters"][1] - sums["all_gather", "parameters"][1])
+    assert sums["all_reduce", "parameters"][1] == 2 * (
+        plain["all_gather", "parameters"][1] - sums["all_gather", "parameters"][1]
+    )
 
 
 def whole_keys(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         return self._accumulation.no_sync()
 
     def coalesce_grad_reduction(self) -> AbstractContextManager[None]:
-        """A context for several backwards whose gradients are reduced once, by the next backward outside or by ``step``."""
+        """A context for several backwards whose gradients are reduced once, by the next backward or by ``step``."""
         return self._accumulation.coalesce()
 
     def allreduce_gradients(self) -> None:
@@ -255,5 +255,11 @@ class EngineApi(ConfigAccessors, torch.nn.Module):
         return checkpoint.load(self, load_dir, tag, kinds=kinds, strict=load_module_strict)
 
     def save_16bit_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
-        """Writes the full weights as one safetensors file from the first rank; call on all ranks."""
+        """Writes the full weights as one safetensors file from the first rank; call on all ranks.
+
+        False, and nothing is written, at stage 3 with ``gather_16bit_weights_on_model_save`` false.
+        """
+        gathers = self.config.get("zero_optimization.gather_16bit_weights_on_model_save", True)
+        if self.zero_optimization_stage() == 3 and not gathers:
+            return False
         return checkpoint.save_weights(self, Path(save_dir) / save_filename)

@@ -129,7 +129,7 @@ class Exchange:
             flat.gradients.on_arrival = self._arrived
 
     def begin(self, exchange: bool) -> None:
-        """A backward starts. `exchange`: its gradients meet as they come; else they stay here until a later one's do."""
+        """A backward starts. `exchange`: its gradients meet as they come; else they wait for a later one's."""
         for flat in {id(entry.flat): entry.flat for entry in self._entries}.values():
             flat.gradients.hide()
         self._active = exchange and (self._ranks > 1 or self.takes_alone)
@@ -257,5 +257,6 @@ def _in_reverse(flats: list[FlatGroup]) -> list[_Entry]:
         bucket = item[0].layout.buckets[item[1]]
         return bucket.unit == small > 0, -bucket.unit
 
-    ordered = sorted(found[::-1], key=place)
+    found.reverse()
+    ordered = sorted(found, key=place)
     return [_Entry(flat, index, number) for number, (flat, index) in enumerate(ordered)]

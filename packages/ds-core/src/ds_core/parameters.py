@@ -24,8 +24,8 @@ def check_model(model: Any) -> None:
     foreign = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
     if foreign:
         raise ModelError(
-            f"parameter {foreign[0]!r} is a DTensor: the model is sharded already, by fully_shard or parallelize_module; "
-            "pass the model as it was before, and set zero_optimization.stage"
+            f"parameter {foreign[0]!r} is a DTensor: the model is sharded already, by fully_shard or "
+            "parallelize_module; pass the model as it was before, and set zero_optimization.stage"
         )
     meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if meta:

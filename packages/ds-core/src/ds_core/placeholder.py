@@ -47,4 +47,4 @@ def assign(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     if torch._has_compatible_shallow_copy_type(parameter.data, value):
         parameter.data = value
     else:
-        torch._C._swap_tensor_impl(parameter, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))  # type: ignore[attr-defined]
+        torch._C._swap_tensor_impl(parameter, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))

@@ -74,8 +74,9 @@ class Values(abc.ABC):
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that hold the values; they may be given other memory of the same contents."""
 
+    @abc.abstractmethod
     def close(self) -> None:
-        """Gives memory back; parameters are left with their full values."""
+        """Gives memory back; parameters are left with their full values. Called on all ranks."""
 
 
 class WholeValues(Values):
@@ -108,3 +109,6 @@ class WholeValues(Values):
                 parameter.data = view
                 end = slot.stop
             self.tensor[end:].zero_()
+
+    def close(self) -> None:
+        """Parameters keep the tensor alive."""

@@ -10,6 +10,7 @@ import torch
 from ds_core import comm
 from ds_core.errors import EngineError
 from ds_core.part import Part, Update
+from ds_zero.partitioned import checksum
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -51,8 +52,7 @@ class SanityChecks(Part):
         for flat in self._space.groups:
             for slot, parameter in zip(flat.layout.slots, flat.parameters, strict=True):
                 if parameter.is_contiguous() and parameter.numel():
-                    values = parameter.detach().cpu().view(-1).view(torch.uint8)
-                    sums[slot.name] = zlib.crc32(memoryview(values.numpy()))
+                    sums[slot.name] = checksum(parameter)
         _compare(sums, self._space, f"after step {update.step} hold different values of")
 
 

@@ -96,10 +96,10 @@ class ZeroConfig(Section):
     max_live_parameters: Positive = 1_000_000_000
     """Elements gathered at once at stage 3; what is ahead of use or not needed soon is dropped to stay below."""
     max_reuse_distance: Annotated[int, Field(ge=0)] | None = None
-    """Parameters stay whole from forward to backward at stage 3 when fewer elements than this are used in between; null: 0,
-    all are released. DeepSpeed's default of 10^9 keeps every parameter of models below half of that whole."""
+    """Parameters stay whole from forward to backward at stage 3 when fewer elements than this are used in between;
+    null: 0, all are released. DeepSpeed's default of 10^9 keeps every parameter of models below half of that whole."""
     module_granularity_threshold: Annotated[int, Field(ge=0)] = 0
-    """Modules with at most this many elements are gathered whole; 0: with at most as many as the largest parameter has."""
+    """Modules with at most this many elements are gathered whole; 0: with at most the largest parameter's."""
     allgather_sequential: bool = False
     """Wait for each gather before the next is started."""
     use_all_reduce_for_fetch_params: bool = False

@@ -1,9 +1,9 @@
 """`GatheredParameters`: full values of parameters inside a context, to read or to change.
 
 Note [Who changed what]
-    With `modifier_rank` that rank's values are broadcast on the way out. Without it a change is accepted when every rank
-    made the same one, which is checked; it never goes lost in silence. Finer copies (fp32 masters) follow where values
-    changed and keep their precision where they did not.
+    With `modifier_rank` that rank's values are broadcast on the way out. Without it a change is accepted when every
+    rank made the same one, which is checked; it never goes lost in silence. Finer copies (fp32 masters) follow where
+    values changed and keep their precision where they did not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
     from ds_core.space import UpdateSpace
 
-__all__ = ["GatheredParameters", "full_values", "owner_of", "own", "register_external_parameter"]
+__all__ = ["GatheredParameters", "full_values", "own", "owner_of", "register_external_parameter"]
 __all__ += ["unregister_external_parameter", "unwrap_model_for_generation"]
 
 _OWNERS: Any = WeakIdKeyDictionary()
@@ -62,7 +62,7 @@ def _listed(params: Any) -> list[torch.nn.Parameter]:
 
 
 @contextmanager
-def GatheredParameters(  # noqa: N802 (the name users know)
+def GatheredParameters(
     params: Any,
     modifier_rank: int | None = None,
     fwd_module: torch.nn.Module | None = None,
@@ -72,7 +72,7 @@ def GatheredParameters(  # noqa: N802 (the name users know)
 
     Args:
         params: a parameter, an iterable of them, or a module.
-        modifier_rank: rank of the data-parallel group whose changes count; None: every rank makes the same ones, or none.
+        modifier_rank: data-parallel rank whose changes count; None: every rank makes the same ones, or none.
         fwd_module: also gather `params` for every forward of this module from now on.
         enabled: False does nothing.
 
@@ -100,8 +100,9 @@ def GatheredParameters(  # noqa: N802 (the name users know)
 @contextmanager
 def _editing(space: UpdateSpace, members: Sequence[torch.nn.Parameter], modifier_rank: int | None) -> Iterator[None]:
     before = [_owned_values(space, parameter) for parameter in members]
+    versions: list[int] = []
     with full_values(space, members, keep=lambda: _agree(space, members, versions, modifier_rank)):
-        versions = [parameter._version for parameter in members]
+        versions.extend(parameter._version for parameter in members)
         yield
     for flat, span, values in (row for rows in before for row in rows):
         if not torch.equal(flat.working(span), values):
@@ -118,9 +119,7 @@ def _owned_values(space: UpdateSpace, parameter: torch.nn.Parameter) -> list[tup
     return [(flat, part, flat.working(part).clone()) for part in parts if part is not None]
 
 
-def full_values(
-    space: UpdateSpace, members: Iterable[torch.nn.Parameter], *, keep: Any = lambda: False
-) -> Any:
+def full_values(space: UpdateSpace, members: Iterable[torch.nn.Parameter], *, keep: Any = lambda: False) -> Any:
     """A context in which `members` are whole; `keep` is asked on the way out whether changes stay."""
     from ds_zero.sharded.space import PartitionedSpace
 

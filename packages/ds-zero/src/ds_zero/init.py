@@ -43,7 +43,7 @@ class Init:
         config_dict_or_path, config: a configuration; its ``bf16`` or ``fp16`` sections give `dtype`.
         enabled: False constructs as usual.
         dtype: floating-point parameters are cast to it once they have their values.
-        mem_efficient_linear, pin_memory: accepted; saved tensors never keep gathered weights, and pieces are copied once.
+        mem_efficient_linear, pin_memory: accepted; autograd never keeps gathered weights, and pieces are copied once.
 
     Raises:
         ConfigError: an argument asks for what this version does not have.

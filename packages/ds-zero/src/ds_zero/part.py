@@ -11,15 +11,15 @@ from ds_core.space import ReplicatedSpace
 from ds_core.units import Unit, plan_units
 from ds_zero.config import MOE_BLOCKS
 from ds_zero.gathered import GatheredParameters, disown, own
-from ds_zero.offload.make import make_placement
-from ds_zero.offload.shelf import make_shelf
-from ds_zero.partitioned import take_over
 from ds_zero.leaf import (
     set_z3_leaf_modules,
     set_z3_leaf_modules_by_name,
     set_z3_leaf_modules_by_suffix,
     z3_leaf_module,
 )
+from ds_zero.offload.make import make_placement
+from ds_zero.offload.shelf import make_shelf
+from ds_zero.partitioned import take_over
 from ds_zero.sharded.apply import GatheringApply
 from ds_zero.sharded.coordinator import Limits, Phase
 from ds_zero.sharded.space import PartitionedSpace

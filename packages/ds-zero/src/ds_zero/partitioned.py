@@ -24,7 +24,7 @@ from ds_core.values import present
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["full_value", "gathered_pieces", "is_partitioned", "partition", "take_over"]
+__all__ = ["checksum", "full_value", "gathered_pieces", "is_partitioned", "partition", "take_over"]
 
 
 @dataclass(slots=True)
@@ -127,7 +127,7 @@ def agree_on_changes(
         ModelError: ranks changed a parameter differently.
     """
     changed = [i for i, parameter in enumerate(members) if parameter._version != versions[i]]
-    sums = {str(i): zlib.crc32(_bytes(members[i])) for i in changed}
+    sums = {str(i): checksum(members[i]) for i in changed}
     everyone = comm.gather_json(sums, group=group)
     if all(row == everyone[0] for row in everyone):
         return bool(changed)
@@ -138,5 +138,6 @@ def agree_on_changes(
     )
 
 
-def _bytes(parameter: torch.nn.Parameter) -> memoryview:
-    return memoryview(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+def checksum(parameter: torch.nn.Parameter) -> int:
+    """A checksum of the parameter's bytes."""
+    return zlib.crc32(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -126,7 +126,7 @@ class Accelerator:
         return {"name": str(name)} if name else {}
 
     def prepare(self) -> None:
-        """Settles what the device needs of the process. Called whenever an engine is built, before anything is moved."""
+        """Settles what the device needs of the process. Called for every engine, before anything is moved."""
 
     # ---- random numbers
 

@@ -52,9 +52,7 @@ def all_reduce(
     return issue("all_reduce", where, payload, sent, async_op, measure, run, tensor, op, where.group, async_op)
 
 
-def _all_reduce_ordered(
-    tensor: torch.Tensor, _op: Any, group: ProcessGroup, async_op: bool
-) -> OrderedAllReduce | None:
+def _all_reduce_ordered(tensor: torch.Tensor, _op: Any, group: ProcessGroup, async_op: bool) -> OrderedAllReduce | None:
     work = OrderedAllReduce(tensor, group)
     if async_op:
         return work

@@ -13,7 +13,7 @@ __all__ = ["GatheringApply"]
 
 
 class GatheringApply:
-    """Gives every module of a tree an ``apply`` of its own; call it on all ranks, with a `fn` that does the same on each."""
+    """Gives every module of a tree an ``apply`` of its own, for calls on all ranks with a `fn` that does the same."""
 
     def __init__(self, root: nn.Module) -> None:
         self._modules: list[nn.Module] = list(root.modules())

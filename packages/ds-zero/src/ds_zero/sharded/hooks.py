@@ -82,9 +82,9 @@ class ModuleHooks:
             self._on_module(self._root.get_submodule(unit.plan.path), unit)
         for path, module in self._root.named_modules():
             for parameter in module.parameters(recurse=False):
-                unit = self._unit_of.get(id(parameter))
-                if unit is not None and not _is_inside(path, unit.plan.path):
-                    self._on_module(module, unit)
+                other = self._unit_of.get(id(parameter))
+                if other is not None and not _is_inside(path, other.plan.path):
+                    self._on_module(module, other)
         # Prepended, so that a pass begins before the root's own unit is needed; and ends after it is done with.
         self._handles.append(self._root.register_forward_pre_hook(_plain(self._enter), prepend=True))
         self._handles.append(self._root.register_forward_hook(_plain(self._leave), always_call=True))
@@ -209,15 +209,11 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 
 def _plain(hook: Callable[..., Any]) -> Callable[..., Any]:
     """See Note [Hooks and the compiler]."""
-    hook = getattr(hook, "__func__", hook) if not hasattr(hook, "__self__") else _bound(hook)
-    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return hook
 
-
-def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        return method(*args)
+        return hook(*args)
 
+    call.__dict__["_torchdynamo_disable"] = True
     return call
 
 

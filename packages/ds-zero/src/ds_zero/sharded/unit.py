@@ -190,8 +190,9 @@ class GatherUnit:
                 member.parameter.data = member.stand_in
             if changed:
                 self.fulls, self.state = [], UnitState.SHARDED
+                name = self._members[changed[0]].name
                 raise ModelError(
-                    f"parameter {self._members[changed[0]].name!r} was changed in place outside ds_zero.GatheredParameters; at "
+                    f"parameter {name!r} was changed in place outside ds_zero.GatheredParameters; at "
                     "zero_optimization.stage 3 the change would be lost. Do it inside "
                     "`with ds_zero.GatheredParameters(parameter, modifier_rank=0):`"
                 )
