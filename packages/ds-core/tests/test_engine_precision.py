@@ -175,3 +175,24 @@ def test_loaded_weights_survive_the_next_step():
     engine.backward((engine(batches(1)[0].bfloat16()).float() ** 2).mean())
     engine.step()
     assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["Muon", "Adagrad"])
+def test_optimizers_that_split_groups_or_start_with_states_train(optimizer, precision):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "optimizer": {"type": optimizer, "params": {"lr": 0.05}},
+        **precision,
+    }
+    engine = ds_core.initialize(model=model, config=config)[0]
+    x = torch.ones(4, 6, dtype=model[0].weight.dtype)
+    losses = []
+    for _ in range(8):
+        loss = (engine(x).float() - 1.0).square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]

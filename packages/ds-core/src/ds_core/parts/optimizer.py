@@ -80,7 +80,11 @@ class OptimizerStep(Part):
         self._first = {id(flat): first for flat, first in zip(space.flats, sizes, strict=False)}
         counters: dict[int, itertools.count[int]] = {}
         self._places = {id(p): next(counters.setdefault(p.flat.group_index, itertools.count())) for p in self.pieces}
-        _replace(optimizer, self.pieces)
+        if build.optimizer is None and optimizer.state:  # it made states for what it was made over: make it anew
+            masters = [[p.master for p in self.pieces if p.flat.group_index == i] for i in range(len(groups))]
+            optimizer, _ = self._make(build, [{**g, "params": m} for g, m in zip(groups, masters, strict=True)])
+        else:
+            _replace(optimizer, self.pieces)
         placement.adopt(optimizer, self.pieces, space)
         self.optimizer = build.optimizer = optimizer
         space.followers.append(self._follow)
@@ -263,5 +267,12 @@ def _replace(optimizer: torch.optim.Optimizer, pieces: list[MasterPiece]) -> Non
                 "the optimizer already has state for parameters that are now sharded or kept in another precision; "
                 "pass a fresh optimizer and load its state through engine.load_checkpoint"
             )
+    # An optimizer may have split the groups it was given (Muon does, by shape), so a master goes where its parameter was.
+    homes = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+    def home(piece: MasterPiece) -> int:
+        first = piece.fragments()[0][0] if piece.fragments() else 0
+        return homes.get(id(piece.flat.parameters[first]), piece.flat.group_index)
+
     for index, group in enumerate(optimizer.param_groups):
-        group["params"] = [piece.master for piece in pieces if piece.flat.group_index == index]
+        group["params"] = [piece.master for piece in pieces if home(piece) == index]
