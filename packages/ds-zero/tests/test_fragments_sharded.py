@@ -535,3 +535,17 @@ def test_training_goes_on_as_if_states_had_never_been_away(stage, whole, config)
             offloaded, 2, stage, ["optim_states", "lp_params"], whole=whole, native=native, **config
         ):
             assert not differing(moved, stayed)
+
+
+@pytest.mark.parametrize("device", ["cpu", "nvme"])
+def test_state_kept_in_host_memory_or_in_files_is_read_and_set_alike(device, tmp_path):
+    config = {"bf16": {"enabled": True}}
+    place = {"device": device, **({"nvme_path": str(tmp_path)} if device == "nvme" else {})}
+    zero = {"offload_optimizer": place, "offload_param": place}
+    seen, _ = run_ranks(watch, 2, 0, **config)[0]
+    for found, _ in run_ranks(watch, 2, 3, zero=zero, **config):
+        assert not [differing(*pair) for pair in zip(found, seen, strict=True) if differing(*pair)]
+    for what in ("param", "state", "grad"):
+        expected = run_ranks(set_and_step, 2, 0, what, **config)[0]
+        for found in run_ranks(set_and_step, 2, 3, what, zero=zero, **config):
+            assert not differing(found, expected), what
