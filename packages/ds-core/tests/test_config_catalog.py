@@ -25,6 +25,7 @@ SERVED_SCALARS = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
     "managed_gradient_accumulation", "steps_per_print", "gradient_clipping", "prescale_gradients",
     "gradient_predivide_factor", "gradient_allreduce_op", "communication_data_type", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
     "dump_state", "wall_clock_breakdown", "memory_breakdown", "dataloader_drop_last", "log_level", "vocabulary_size",
     "data_parallel_size", "accelerator", "seed",
 }  # fmt: skip
