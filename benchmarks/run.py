@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import adam
+import disk
 import overhead
 import page
 import startup
@@ -36,8 +37,6 @@ def not_built(context: Context) -> tuple[list[Row], dict[str, Any]]:
     bounds = ">= 4 x gloo at 16 MB and above, >= 2 x at 1 MB, >= 0.6 x of the memory-copy bound"
     rows = [
         absent("S10", "all-reduce, reduce-scatter, all-gather between the ranks of one machine", bounds),
-        absent("S11", "NVMe swap, 1 GiB, read and write", ">= 0.95 x fio"),
-        absent("S12", "optimizer state on disk: time of a step", "<= 1.15 x bytes / fio bandwidth"),
         absent("S13", "async checkpoint of 1 GB: time training is blocked", "<= 1/15 of `torch.save` + fsync"),
     ]
     return rows, {}
@@ -51,7 +50,9 @@ SECTIONS: dict[str, tuple[str, Measurement]] = {
     "S14": ("overhead of the engine", overhead.engine_overhead),
     "S6": ("state held and bytes sent (S6, S7)", training.counts),
     "S3": ("training (S3, S4, S4b, S5)", training.speed_and_memory),
-    "S10": ("what is not built (S10 to S13)", not_built),
+    "S11": ("swapping to a disk", disk.swaps),
+    "S12": ("a step with its state on disk", disk.steps),
+    "S10": ("what is not built (S10, S13)", not_built),
 }
 
 
