@@ -31,7 +31,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 
 EXAMPLE_REQUIREMENTS = ("tokenizers", "matplotlib")
-TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *EXAMPLE_REQUIREMENTS)
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "transformers", *EXAMPLE_REQUIREMENTS)
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
@@ -162,7 +162,8 @@ def sources() -> list[str]:
 
 def native_sources() -> list[str]:
     """C and C++ of every package, without what a build left."""
-    found = [path for kind in ("h", "hpp", "c", "cpp") for path in ROOT.glob(f"packages/*/**/*.{kind}")]
+    places = ("packages/*/**", "examples/vendor-plugin/csrc")
+    found = [path for kind in ("h", "hpp", "c", "cpp") for place in places for path in ROOT.glob(f"{place}/*.{kind}")]
     return sorted(str(path) for path in found if "build" not in path.relative_to(ROOT).parts)
 
 
@@ -266,6 +267,13 @@ def bench(session: nox.Session) -> None:
     except nox.command.CommandFailed:
         peers = ["--peers-missing", f"{', '.join(PEER_REQUIREMENTS)} could not be installed here"]
     session.run("python", "benchmarks/run.py", *peers, *session.posargs, env=QUIET_ENV)
+
+
+@nox.session(default=False)
+def exactness(session: nox.Session) -> None:
+    """Run the exactness grid, check golden values, write its table; ``-- --accept`` records new golden values."""
+    install_wheels(session, list(PACKAGES))
+    session.run("python", "benchmarks/exactness.py", *session.posargs, env=QUIET_ENV)
 
 
 def peers_python(session: nox.Session) -> Path:
