@@ -21,8 +21,8 @@ from ds_core.comm.staged import BACKEND
 
 __all__ = ["OrderedAllReduce", "OrderedReduceScatter", "serves"]
 
-MINIMUM_NUMEL = 256
-"""Below this an all-reduce is one message anyway, and is left to the backend."""
+MINIMUM_NUMEL = 1
+"""Every sum that divides over the ranks is added here: of more than two numbers, none may depend on where it lies."""
 
 
 def serves(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup) -> bool:
