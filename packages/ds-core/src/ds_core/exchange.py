@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from ds_core import comm
+from ds_core import buffers, comm
 
 if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
@@ -124,7 +124,7 @@ class Exchange:
         self._exchanged = False
         self._is_ordered = False
         self._completed: list[int] = []
-        self._under_way: list[tuple[_Entry, Reduced]] = []
+        self._under_way: list[tuple[_Entry, Reduced, torch.Tensor]] = []
         for flat in flats:
             flat.gradients.on_arrival = self._arrived
 
@@ -232,12 +232,13 @@ class Exchange:
         with comm.scope("gradients"):
             async_op = self._overlap or not self.may_wait()
             reduced = self._reducer.reduce_bucket(flat, entry.index, piece.to(wanted), async_op)
-        self._under_way.append((entry, reduced))
+        self._under_way.append((entry, reduced, piece))
+        del piece
         self._drain(IN_FLIGHT if async_op else 0)
 
     def _drain(self, allowed: int) -> None:
         while len(self._under_way) > allowed:
-            entry, reduced = self._under_way[0]
+            entry, reduced, piece = self._under_way[0]
             is_last = allowed == 0 and not self._active
             if not is_last and not self.may_wait() and reduced.handle is not None and not reduced.handle.is_completed():
                 return
@@ -245,7 +246,11 @@ class Exchange:
             if reduced.handle is not None:
                 reduced.handle.wait()
             result = reduced.tensor.clone() if reduced.is_part else reduced.tensor
+            is_result = result.untyped_storage()._cdata == piece.untyped_storage()._cdata
             entry.flat.gradients.put(entry.index, result.to(entry.flat.grad_dtype), reduced.start)
+            del reduced, result
+            if not is_result:
+                buffers.give(piece)
 
 
 def _in_reverse(flats: list[FlatGroup]) -> list[_Entry]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_core import buffers
 from ds_core.layout import Range
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Incoming:
 
     def __init__(self, flat: FlatGroup, index: int) -> None:
         bucket = flat.layout.buckets[index]
-        self.buffer: torch.Tensor = torch.empty(bucket.numel, dtype=flat.grad_dtype, device=flat.device)
+        self.buffer: torch.Tensor = buffers.take(bucket.numel, flat.grad_dtype, flat.device)
         self.views: list[torch.Tensor] = []
         end = bucket.start
         for slot in flat.layout.slots[bucket.first : bucket.last]:
@@ -198,6 +199,9 @@ class Gradients:
         for parameter in self._flat.parameters:
             parameter.grad = None
         self._incoming = [None] * len(self._incoming)
+        for total in self._totals:
+            if total is not None:
+                buffers.give(total.tensor)
         self._totals = [None] * len(self._totals)
         self.used = [False] * len(self.used)
 
@@ -208,3 +212,4 @@ class Gradients:
         self._hooks.clear()
         self.on_arrival = None
         self.zero_grad()
+        buffers.clear()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ds_core import buffers
 from ds_core.comm.staged import BACKEND
 
 __all__ = ["OrderedAllReduce", "OrderedReduceScatter", "serves"]
@@ -57,7 +58,7 @@ class OrderedReduceScatter:
     def __init__(self, out: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
         self._out = out
         self._ranks: int = group.size()
-        self._pieces = torch.empty_like(source)
+        self._pieces = buffers.take(source.numel(), source.dtype, source.device)
         self._work = dist.all_to_all_single(self._pieces, source, group=group, async_op=True)
         self._done = False
 
@@ -68,6 +69,7 @@ class OrderedReduceScatter:
         self._work.wait() if timeout is None else self._work.wait(timeout)
         add_in_order(self._out.view(-1), self._pieces.view(self._ranks, -1))
         self._done = True
+        buffers.give(self._pieces)
         del self._pieces
         return True
 
@@ -83,7 +85,7 @@ class OrderedAllReduce:
         self._flat = tensor.view(-1)
         self._group = group
         self._ranks: int = group.size()
-        self._pieces = torch.empty_like(self._flat)
+        self._pieces = buffers.take(self._flat.numel(), self._flat.dtype, self._flat.device)
         self._work = dist.all_to_all_single(self._pieces, self._flat, group=group, async_op=True)
         self._done = False
 
@@ -97,7 +99,9 @@ class OrderedAllReduce:
         add_in_order(mine, self._pieces.view(self._ranks, -1))
         gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
         gather(self._flat, mine, self._group)
+        del mine
         self._done = True
+        buffers.give(self._pieces)
         del self._pieces
         return True
 

@@ -267,7 +267,7 @@ def _replace(optimizer: torch.optim.Optimizer, pieces: list[MasterPiece]) -> Non
                 "the optimizer already has state for parameters that are now sharded or kept in another precision; "
                 "pass a fresh optimizer and load its state through engine.load_checkpoint"
             )
-    # An optimizer may have split the groups it was given (Muon does, by shape), so a master goes where its parameter was.
+    # An optimizer may have split the groups it was given (Muon does, by shape): a master goes where its parameter was.
     homes = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
     def home(piece: MasterPiece) -> int:

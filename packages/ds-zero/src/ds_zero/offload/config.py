@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ds_core.aio.pipeline import buffers_needed
 from ds_core.config import Section
 from ds_core.config.section import Refused, case_insensitive
 
@@ -79,7 +78,8 @@ def problems(stage: int, optimizer: OffloadOptimizer, param: OffloadParam) -> It
             f"zero_optimization.offload_optimizer.device {optimizer.device} needs zero_optimization.stage 1, 2 or 3,"
             " got 0; stage 1 on one rank has the same numbers"
         )
-    needed = buffers_needed(read_ahead=optimizer.pipeline_read, write_behind=optimizer.pipeline_write)
+    # As ds_core.aio.pipeline.buffers_needed says; that module imports torch, without which configs are read.
+    needed = 1 + optimizer.pipeline_read + optimizer.pipeline_write
     if optimizer.device == "nvme" and optimizer.buffer_count < needed:
         yield (
             f"zero_optimization.offload_optimizer.buffer_count must be at least {needed} with pipeline_read"

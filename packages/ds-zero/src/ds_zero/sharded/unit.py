@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ds_core import comm
+from ds_core import buffers, comm
 from ds_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -115,9 +115,11 @@ class GatherUnit:
 
     def join(self) -> None:
         """Takes part in a gather whose result this rank does not need."""
-        _, handles = self._gather()
+        fulls, handles = self._gather()
         for handle in handles:
             handle.wait()
+        for full in fulls:
+            buffers.give(full)
 
     def _gather(self) -> tuple[list[torch.Tensor], list[Any]]:
         fulls: list[torch.Tensor] = []
@@ -127,8 +129,9 @@ class GatherUnit:
                 bucket = flat.layout.buckets[index]
                 values: ShardedValues = flat.values  # type: ignore[assignment]
                 shard = values.shard(index, ahead=True)
-                make = torch.zeros if self._by_sum else torch.empty
-                full = make(bucket.numel, dtype=flat.dtype, device=flat.device)
+                full = buffers.take(bucket.numel, flat.dtype, flat.device)
+                if self._by_sum:
+                    full.zero_()
                 lent = values.shards[index] is None
                 if self._by_sum or lent or shard.device != full.device:
                     at = values.held()[index].start - bucket.start
@@ -196,6 +199,8 @@ class GatherUnit:
                     "zero_optimization.stage 3 the change would be lost. Do it inside "
                     "`with ds_zero.GatheredParameters(parameter, modifier_rank=0):`"
                 )
+        for full in self.fulls:
+            buffers.give(full)
         self.fulls, self._handles = [], []
         self.state = UnitState.SHARDED
 

@@ -1,0 +1,52 @@
+"""Buffers: large host buffers that are used again, rather than mapped and cleared anew in every step.
+
+The kernel clears a page before a process sees it, which for buffers that live for a few milliseconds costs as much as
+filling them. Devices have caching allocators of their own, so only host memory is kept here, and little of it.
+
+Note [Only what nobody else sees]
+    A buffer is kept only when its memory has no other tensor: a view that autograd or a program still holds keeps the
+    memory to itself, and the buffer is forgotten instead.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["clear", "give", "take"]
+
+MINIMUM_BYTES = 1 << 20
+KEPT = 2
+"""Buffers kept at most; the smallest are forgotten first."""
+WASTE = 1.34
+"""A kept buffer serves what is at least this many times smaller."""
+
+_KEPT: list[torch.Tensor] = []
+_count = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def take(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised 1-D tensor."""
+    needed = numel * dtype.itemsize
+    if device.type == "cpu" and needed >= MINIMUM_BYTES:
+        for place, raw in enumerate(_KEPT):  # smallest first
+            if needed <= raw.numel() <= needed * WASTE:
+                del _KEPT[place]
+                return raw[:needed].view(dtype)
+    return torch.empty(numel, dtype=dtype, device=device)
+
+
+def give(tensor: torch.Tensor) -> None:
+    """Hands a tensor that `take` gave back; the caller uses it no more. See Note [Only what nobody else sees]."""
+    if tensor.device.type != "cpu" or _count is None:
+        return
+    storage = tensor.untyped_storage()
+    if storage.nbytes() < MINIMUM_BYTES or _count(storage._cdata) > 2:  # this tensor, and `storage`
+        return
+    _KEPT.append(torch.empty(0, dtype=torch.uint8).set_(storage))  # type: ignore[call-overload]
+    _KEPT.sort(key=torch.Tensor.numel)
+    del _KEPT[: len(_KEPT) - KEPT]
+
+
+def clear() -> None:
+    """Forgets all kept buffers."""
+    _KEPT.clear()
