@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["clear", "give", "take"]
+__all__ = ["clear", "give", "take", "take_like"]
 
 MINIMUM_BYTES = 1 << 20
 KEPT = 2
@@ -33,6 +33,13 @@ def take(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
                 del _KEPT[place]
                 return raw[:needed].view(dtype)
     return torch.empty(numel, dtype=dtype, device=device)
+
+
+def take_like(tensor: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor like a 1-D one; of its own kind where its memory is not the host's."""
+    if tensor.device.type != "cpu":
+        return torch.empty_like(tensor)
+    return take(tensor.numel(), tensor.dtype, tensor.device)
 
 
 def give(tensor: torch.Tensor) -> None:

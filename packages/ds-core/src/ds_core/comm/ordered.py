@@ -30,6 +30,7 @@ def serves(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup) -> bool:
     """Whether sums of `tensor` over `group` are added here: floating point, plain sums, over gloo."""
     return (
         op == dist.ReduceOp.SUM
+        and type(tensor) in (torch.Tensor, torch.nn.Parameter)  # a subclass may lack the views this takes
         and tensor.is_floating_point()
         and tensor.is_contiguous()
         and tensor.numel() >= MINIMUM_NUMEL
@@ -58,7 +59,7 @@ class OrderedReduceScatter:
     def __init__(self, out: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
         self._out = out
         self._ranks: int = group.size()
-        self._pieces = buffers.take(source.numel(), source.dtype, source.device)
+        self._pieces = buffers.take_like(source)
         self._work = dist.all_to_all_single(self._pieces, source, group=group, async_op=True)
         self._done = False
 
@@ -85,7 +86,7 @@ class OrderedAllReduce:
         self._flat = tensor.view(-1)
         self._group = group
         self._ranks: int = group.size()
-        self._pieces = buffers.take(self._flat.numel(), self._flat.dtype, self._flat.device)
+        self._pieces = buffers.take_like(self._flat)
         self._work = dist.all_to_all_single(self._pieces, self._flat, group=group, async_op=True)
         self._done = False
 
