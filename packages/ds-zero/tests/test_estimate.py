@@ -130,7 +130,7 @@ def gradients_moving(space) -> int:
     filling = [i.buffer for flat in space.flats for i in flat.gradients._incoming if i is not None]
     under_way = sum(
         entry.flat.layout.buckets[entry.index].numel * entry.flat.grad_dtype.itemsize
-        for entry, _ in space.exchange._under_way
+        for entry, _, _ in space.exchange._under_way
     )
     return storages(filling) + under_way
 
