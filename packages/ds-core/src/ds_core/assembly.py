@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ds_core import comm
-from ds_core.comm.ordered import MINIMUM_NUMEL
 
 if TYPE_CHECKING:
     from ds_core.parts.inspection import Inspection, Spot
@@ -113,19 +112,14 @@ def full_gradients(home: Inspection, spots: Sequence[Spot]) -> list[torch.Tensor
 def _sum_of_locals(home: Inspection, spot: Spot, local: torch.Tensor | None) -> torch.Tensor:
     """The sum over ranks, 1-D, with the scale, the dtypes and the order that the exchange has."""
     space, flat, numel = home.space, spot.flat, spot.slot.numel
-    bucket = flat.layout.buckets[spot.bucket]
-    if bucket.numel < MINIMUM_NUMEL:
-        # The backend adds so few in an order that may depend on the place, so the parameter is put where it lies.
-        length, at = bucket.numel, spot.slot.start - bucket.start
-    else:
-        length, at = -(-max(numel, MINIMUM_NUMEL) // space.ranks) * space.ranks, 0
+    length = -(-numel // space.ranks) * space.ranks
     piece = torch.zeros(length, dtype=flat.grad_dtype, device=flat.device)
     if local is not None:
-        piece[at : at + numel].copy_(local.view(-1))
+        piece[:numel].copy_(local.view(-1))
     if space.factors[0] != 1.0:
         piece.mul_(space.factors[0])
     if space.ranks > 1:
         piece = piece.to(flat.reduce_dtype or piece.dtype)
         with comm.scope("inspection"):
             comm.all_reduce(piece, group=space.group)
-    return piece[at : at + numel].to(flat.grad_dtype)
+    return piece[:numel].to(flat.grad_dtype)

@@ -22,18 +22,19 @@ from ds_core.comm.staged import BACKEND
 
 __all__ = ["OrderedAllReduce", "OrderedReduceScatter", "serves"]
 
-MINIMUM_NUMEL = 1
-"""Every sum that divides over the ranks is added here: of more than two numbers, none may depend on where it lies."""
+PAIR_NUMEL = 256
+"""Two numbers have one sum whichever comes first: smaller sums of two ranks are left to the backend's one message."""
 
 
 def serves(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup) -> bool:
-    """Whether sums of `tensor` over `group` are added here: floating point, plain sums, over gloo."""
+    """Whether sums of `tensor` over `group` are added here: plain sums of floating-point numbers over gloo."""
     return (
         op == dist.ReduceOp.SUM
+        and group.size() > 1
         and type(tensor) in (torch.Tensor, torch.nn.Parameter)  # a subclass may lack the views this takes
         and tensor.is_floating_point()
         and tensor.is_contiguous()
-        and tensor.numel() >= MINIMUM_NUMEL
+        and tensor.numel() >= (1 if group.size() > 2 else PAIR_NUMEL)
         and tensor.numel() % group.size() == 0
         and _goes_over_gloo(tensor.device.type, group)
     )
