@@ -49,7 +49,7 @@ def give(tensor: torch.Tensor) -> None:
     storage = tensor.untyped_storage()
     if storage.nbytes() < MINIMUM_BYTES or _count(storage._cdata) > 2:  # this tensor, and `storage`
         return
-    _KEPT.append(torch.empty(0, dtype=torch.uint8).set_(storage))  # type: ignore[call-overload]
+    _KEPT.append(torch.empty(0, dtype=torch.uint8).set_(storage))
     _KEPT.sort(key=torch.Tensor.numel)
     del _KEPT[: len(_KEPT) - KEPT]
 
