@@ -352,12 +352,15 @@ def _run_threads(
     store = HashStore()
     results: dict[int, Any] = {}
     failures: list[RankFailure] = []
+    connected = threading.Barrier(world)
 
     def work(rank: int) -> None:
         try:
             group = thread_group(store, rank, world, group_s, "threads")
+            connected.wait(group_s)  # one that is done early would close connections others still make
             results[rank] = fn(group, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - handed to the caller as RankError
+            connected.abort()
             failures.append(
                 RankFailure(rank, type(error).__qualname__, str(error), traceback.format_exc(), error, time.monotonic())
             )
