@@ -200,7 +200,7 @@ def count(step: Any, batches: list[Batches], held_before: dict[int, int], asked:
         whole: elements of those that stage 3 keeps whole on every rank.
         sent: what each kind of collective sent; estimated_sent: what `ds_zero.estimate` says of their sum.
     """
-    from ds_core import comm
+    from ds_core import buffers, comm
     from ds_zero.estimate import estimate
 
     for batch in batches[:-1]:
@@ -209,6 +209,7 @@ def count(step: Any, batches: list[Batches], held_before: dict[int, int], asked:
     held: dict[int, int] = {}
 
     def look() -> None:
+        buffers.clear()  # kept for the next collective; no state
         held.update({at: size for at, size in storages().items() if at not in held_before and at not in data})
 
     comm.reset()

@@ -39,7 +39,7 @@ def test_memory_with_another_view_is_left_to_it() -> None:
     assert torch.equal(view, torch.full((10,), 3.0))
 
 
-def test_small_and_much_larger_buffers_are_not_kept_or_lent() -> None:
+def test_small_buffers_are_not_kept_and_larger_ones_not_lent() -> None:
     small = buffers.take(64, torch.float32, HOST)
     buffers.give(small)
     large = buffers.take(NUMEL, torch.float32, HOST)

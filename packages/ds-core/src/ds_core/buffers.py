@@ -17,8 +17,6 @@ __all__ = ["clear", "give", "take", "take_like"]
 MINIMUM_BYTES = 1 << 20
 KEPT = 2
 """Buffers kept at most; the smallest are forgotten first."""
-WASTE = 1.34
-"""A kept buffer serves what is at least this many times smaller."""
 
 _KEPT: list[torch.Tensor] = []
 _count = getattr(torch._C, "_storage_Use_Count", None)
@@ -28,10 +26,10 @@ def take(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An uninitialised 1-D tensor."""
     needed = numel * dtype.itemsize
     if device.type == "cpu" and needed >= MINIMUM_BYTES:
-        for place, raw in enumerate(_KEPT):  # smallest first
-            if needed <= raw.numel() <= needed * WASTE:
+        for place, raw in enumerate(_KEPT):
+            if raw.numel() == needed:
                 del _KEPT[place]
-                return raw[:needed].view(dtype)
+                return raw.view(dtype)
     return torch.empty(numel, dtype=dtype, device=device)
 
 
