@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 
-from ds_accel_cpu import _binding
 from ds_accel_cpu.isa import library
+from ds_accel_cpu.ops._base import CallableKernel, address
 from ds_accel_cpu.optim import CPUAdam
 from ds_core import ops
 from ds_core.ops import native
-from ds_core.ops._adam import scalars
+from ds_core.ops.arguments import argument_struct
 from ds_core.optim.flat import FlatUpdate
 
 LEVEL_FLAGS = {"x86_64_v2": ["-march=x86-64-v2"], "x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4"]}
@@ -42,7 +42,7 @@ def parameter(numel: int) -> torch.nn.Parameter:
     return made
 
 
-def bound(numel: int, threads: int) -> Callable[[], object] | None:
+def bound(numel: int) -> Callable[[], object] | None:
     """The memory traffic of a step with trivial arithmetic; None without a compiler."""
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if compiler is None:
@@ -53,13 +53,15 @@ def bound(numel: int, threads: int) -> Callable[[], object] | None:
         flags = ["-O3", "-std=c++17", "-shared", "-fPIC", *LEVEL_FLAGS.get(library().target, [])]
         command = [compiler, *flags, "-I", str(native.include_dir()), str(source), "-o", str(built)]
         subprocess.run(command, check=True)
-        kernel = _binding.Adam(native.load(built).kernels["adam_"].address)
+        kernel = CallableKernel(native.load(built), "adam_")
     tensors = [torch.randn(numel) for _ in range(4)]
-    p, g, m, v = (t.data_ptr() for t in tensors)
-    values = scalars(1e-3, 0.9, 0.999, 1e-8, 0.0, 1, True)
+    p, g, m, v = (address(t) for t in tensors)
+    arguments: dict[str, float] = {name: 0 for name, _ in argument_struct("ds_adam_args").fields}
+    arguments.update(param_dtype=1, grad_dtype=1, state_dtype=1, numel=numel, rounding_seed=-1)
+    arguments.update(param=p, grad=g, exp_avg=m, exp_avg_sq=v)
 
     def run() -> object:
-        kernel(p, g, m, v, 0, 0, tensors[0].numel(), 1, 1, 1, 0, True, *values, -1, 0, threads)
+        kernel(**arguments)
         return tensors
 
     return run
@@ -125,7 +127,7 @@ def main(numel: int, threads: int, rounds: int) -> None:
     theirs, ours = parameter(numel), parameter(numel)
     fused = torch.optim.AdamW([theirs], fused=True).step
     runs: dict[str, Callable[[], object]] = {"fused": fused, "ours": CPUAdam([ours]).step}
-    limit = bound(numel, threads)
+    limit = bound(numel)
     if limit is not None:
         runs["bound"] = limit
     runs["separate"] = separate_passes(numel, fused, theirs)

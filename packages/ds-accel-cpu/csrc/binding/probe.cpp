@@ -88,11 +88,21 @@ Level level(const char* name, int number) {
 
 #endif
 
+// Those of `known` whose library was built, which is all of them unless DSK_LEVELS said otherwise.
+std::vector<Level> built(const std::vector<Level>& known) {
+  const std::string names = std::string(",") + DSK_LEVELS + ",";
+  std::vector<Level> found;
+  for (const Level& each : known) {
+    if (names.find(std::string(",") + each.name + ",") != std::string::npos) found.push_back(each);
+  }
+  return found;
+}
+
 }  // namespace
 
 #if defined(__x86_64__)
 
-std::vector<Level> levels() { return {level("x86_64_v4", 4), level("x86_64_v3", 3), level("x86_64_v2", 2)}; }
+std::vector<Level> levels() { return built({level("x86_64_v4", 4), level("x86_64_v3", 3), level("x86_64_v2", 2)}); }
 
 std::vector<std::string> features() {
   std::vector<std::string> names;
@@ -104,7 +114,7 @@ std::vector<std::string> features() {
 
 #else
 
-std::vector<Level> levels() { return {{"baseline", true, ""}}; }
+std::vector<Level> levels() { return built({{"baseline", true, ""}}); }
 
 std::vector<std::string> features() { return {}; }
 

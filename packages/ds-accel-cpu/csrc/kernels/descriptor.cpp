@@ -1,5 +1,7 @@
 // The one symbol this library exports.
-#include "kernels.h"
+#include "norm/rows.h"
+#include "optim/rows.h"
+#include "quantize/rows.h"
 
 #ifndef DSK_TARGET
 #error "define DSK_TARGET as the name of the instruction-set level"
@@ -8,15 +10,10 @@
 namespace {
 
 const ds_kernel_entry kEntries[] = {
-    {"adam_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::adam, nullptr},
-    {"sum_of_squares", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::sum_of_squares, dsk::sum_of_squares_workspace},
-    {"rms_norm_forward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::rms_norm_forward, dsk::rms_norm_forward_workspace},
-    {"rms_norm_backward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::rms_norm_backward, dsk::rms_norm_backward_workspace},
-    {"layer_norm_forward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::layer_norm_forward, dsk::layer_norm_forward_workspace},
-    {"layer_norm_backward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::layer_norm_backward,
-     dsk::layer_norm_backward_workspace},
-    {"quantize_int8", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::quantize_int8, nullptr},
-    {"dequantize_int8", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::dequantize_int8, nullptr},
+    // One macro for each family of ops, from its rows.h.
+    DSK_OPTIM_ROWS             //
+        DSK_NORM_ROWS          //
+            DSK_QUANTIZE_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {

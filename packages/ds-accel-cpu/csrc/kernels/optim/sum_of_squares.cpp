@@ -1,6 +1,6 @@
 // sum_of_squares: fixed blocks, sixteen float64 lanes in each, added in a fixed order for any number of threads.
 #include "convert.h"
-#include "kernels.h"
+#include "optim/rows.h"
 #include "lanes.h"
 
 namespace dsk {

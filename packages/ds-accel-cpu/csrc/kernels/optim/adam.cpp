@@ -1,7 +1,7 @@
 // adam_: unscale, weight decay, both moments, the update and the low-precision copy in one pass over memory.
 #include "convert.h"
 #include "fused.h"
-#include "kernels.h"
+#include "optim/rows.h"
 
 namespace dsk {
 namespace {

@@ -1,6 +1,6 @@
 // layer_norm_forward and layer_norm_backward.
-#include "kernels.h"
-#include "rows.h"
+#include "norm/rows.h"
+#include "row_split.h"
 
 namespace dsk {
 namespace {

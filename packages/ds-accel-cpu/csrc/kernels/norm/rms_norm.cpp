@@ -1,6 +1,6 @@
 // rms_norm_forward and rms_norm_backward.
-#include "kernels.h"
-#include "rows.h"
+#include "norm/rows.h"
+#include "row_split.h"
 
 namespace dsk {
 namespace {

@@ -1,6 +1,6 @@
 // quantize_int8 and dequantize_int8: symmetric, by groups of consecutive elements.
-#include "kernels.h"
-#include "rows.h"
+#include "quantize/rows.h"
+#include "row_split.h"
 
 namespace dsk {
 namespace {
