@@ -19,6 +19,7 @@ OBJDUMP = shutil.which("objdump")
 LEVELS = [level.name for level in _binding.levels()]
 BINDING = Path(_binding.__file__)
 LIBRARIES = [library_path(level) for level in LEVELS]
+MODULES = sorted(BINDING.parent.glob("_*.so"))  # this binding and any other
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files"),
@@ -46,6 +47,16 @@ def uses(path: Path, register: str) -> bool:
     return f"%{register}" in instructions(path)
 
 
+AVX512 = re.compile(r"%zmm|%k[0-7]\b|\{%k|%[xy]mm(1[6-9]|2[0-9]|3[01])\b")
+DOTS = re.compile(r"vpdp\w+|vdpbf16ps|vcvtn\w*bf16\w*")
+TILES = re.compile(r"t(dp|ile|z)\w+|(ld|st)tilecfg|v\w+[ps]h|vcvt\w*ph\w*")
+HALF = {"vcvtph2ps", "vcvtps2ph"}  # F16C and AVX-512F have these two; all else on float16 is AVX512-FP16
+
+
+def foreign(path: Path, pattern: re.Pattern[str]) -> set[str]:
+    return {m for m in mnemonics(path) if pattern.fullmatch(m) and m not in HALF}
+
+
 @on_x86
 def test_v2_has_no_wide_registers_and_no_vex_instruction() -> None:
     path = library_path("x86_64_v2")
@@ -56,33 +67,36 @@ def test_v2_has_no_wide_registers_and_no_vex_instruction() -> None:
 @on_x86
 def test_v3_has_ymm_and_fma_and_nothing_of_avx512() -> None:
     path = library_path("x86_64_v3")
-    assert uses(path, "ymm") and not uses(path, "zmm")
-    assert not re.search(r"%k[0-7]\b|\{%k|%[xy]mm(1[6-9]|2[0-9]|3[01])\b", instructions(path))
+    assert uses(path, "ymm") and not AVX512.search(instructions(path))
     assert any(m.startswith("vfmadd") and m.endswith("ps") for m in mnemonics(path))
     assert {"vcvtph2ps", "vcvtps2ph"} <= mnemonics(path)
 
 
 @on_x86
-def test_v4_uses_full_registers() -> None:
-    assert uses(library_path("x86_64_v4"), "zmm")
+@pytest.mark.parametrize("level", ["x86_64_v4", "x86_64_v4_bf16", "x86_64_amx"])
+def test_from_v4_on_full_registers_are_used(level: str) -> None:
+    assert uses(library_path(level), "zmm")
 
 
 @on_x86
-def test_the_probe_the_pool_and_the_binding_are_baseline() -> None:
-    assert not uses(BINDING, "ymm") and not uses(BINDING, "zmm")
-    found = {m for m in mnemonics(BINDING) if m.startswith("v") and not m.startswith("ver")}
-    assert not found
-    assert not mnemonics(BINDING) & {
-        "pshufb",
-        "popcnt",
-        "pmulld",
-        "ptest",
-        "roundss",
-        "crc32",
-        "tzcnt",
-        "lzcnt",
-        "andn",
-    }
+@pytest.mark.parametrize("level", ["x86_64_v2", "x86_64_v3", "x86_64_v4"])
+def test_no_dot_product_instruction_below_the_level_that_brings_them(level: str) -> None:
+    assert not foreign(library_path(level), DOTS)
+
+
+@on_x86
+@pytest.mark.parametrize("level", ["x86_64_v2", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16"])
+def test_no_tile_and_no_float16_arithmetic_below_amx(level: str) -> None:
+    assert not foreign(library_path(level), TILES)
+
+
+@on_x86
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name.partition(".")[0])
+def test_what_runs_before_the_level_is_known_is_baseline(path: Path) -> None:
+    assert not uses(path, "ymm") and not uses(path, "zmm") and not uses(path, "tmm")
+    found = mnemonics(path)
+    assert not {m for m in found if m.startswith("v") and not m.startswith("ver")}
+    assert not found & {"pshufb", "popcnt", "pmulld", "ptest", "roundss", "crc32", "tzcnt", "lzcnt", "andn"}
 
 
 @pytest.mark.parametrize("path", LIBRARIES, ids=LEVELS)
@@ -90,11 +104,18 @@ def test_divisions_and_roots_are_exact_ones(path: Path) -> None:
     assert not [m for m in mnemonics(path) if re.match(r"v?(rcp|rsqrt)", m)]
 
 
-@pytest.mark.parametrize("path", [BINDING, *LIBRARIES], ids=["binding", *LEVELS])
+@pytest.mark.parametrize("path", [*MODULES, *LIBRARIES], ids=lambda path: path.name.partition(".")[0])
 def test_nothing_of_torch_or_openmp_is_linked(path: Path) -> None:
     needed = set(re.findall(r"NEEDED\s+(\S+)", objdump(path, "-p")))
-    allowed = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "ld-linux-x86-64.so.2"}
-    if path == BINDING:
+    allowed = {
+        "libc.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "libpthread.so.0",
+        "ld-linux-x86-64.so.2",
+        "ld-linux-aarch64.so.1",
+    }
+    if path in MODULES:
         allowed |= {"libstdc++.so.6"}
     assert needed <= allowed, needed
     assert not re.search(r"RPATH|RUNPATH", objdump(path, "-p"))
@@ -106,12 +127,12 @@ def test_a_library_exports_its_descriptor_and_nothing_else(path: Path) -> None:
     assert exported == ["ds_kernel_descriptor"]
 
 
-@pytest.mark.parametrize("path", [BINDING, *LIBRARIES], ids=["binding", *LEVELS])
+@pytest.mark.parametrize("path", [*MODULES, *LIBRARIES], ids=lambda path: path.name.partition(".")[0])
 def test_no_symbol_is_unique_across_the_process(path: Path) -> None:
     assert not re.search(r"^[0-9a-f]+ u", objdump(path, "-T"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [BINDING, *LIBRARIES], ids=["binding", *LEVELS])
+@pytest.mark.parametrize("path", [*MODULES, *LIBRARIES], ids=lambda path: path.name.partition(".")[0])
 def test_loading_does_not_flush_denormals(path: Path) -> None:
     assert "set_fast_math" not in objdump(path, "-t") + objdump(path, "-T")
     assert "ldmxcsr" not in mnemonics(path)

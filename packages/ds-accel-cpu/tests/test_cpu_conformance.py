@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ds_accel_cpu.isa import library_path, usable_levels
+from ds_accel_cpu.isa import load_level, usable_levels
 from ds_accel_cpu.ops import CpuOps
-from ds_core.ops import native
 from ds_core.ops.case import Exactness
 from ds_core.ops.table import OPS
 from ds_core.testing import op_cases
@@ -21,7 +20,7 @@ ROUNDS_ONCE = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
 def kernels(level: str) -> CpuOps:
-    return CpuOps(native.load(library_path(level)))
+    return CpuOps(load_level(level))
 
 
 @pytest.fixture

@@ -104,6 +104,9 @@ PYBIND11_MODULE(_binding, module) {
       .def_readonly("usable", &dsk::Level::usable)
       .def_readonly("reason", &dsk::Level::reason);
   module.def("levels", &dsk::levels, "Instruction-set levels this build knows, best first.");
+  module.def("request_permission", &dsk::request_permission, py::arg("level"),
+             "Asks the operating system for what the code of a level needs; the reason when it refuses, else nothing.");
+  module.def("levels_left_out", &dsk::levels_left_out, "Levels this build has no library for, and why.");
   module.def("features", &dsk::features, "Processor features that are present and saved by the operating system.");
   module.def("worker_count", &dsk::worker_count, "Threads the own pool has started in this process.");
   module.def(

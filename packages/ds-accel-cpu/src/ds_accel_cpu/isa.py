@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from ds_accel_cpu import _binding
 from ds_core.errors import AcceleratorError, did_you_mean
 from ds_core.ops.native import KernelLibrary, load
 
-__all__ = ["choose_level", "library", "library_path", "usable_levels"]
+__all__ = ["choose_level", "library", "library_path", "load_level", "usable_levels"]
 
 VARIABLE = "DS_CPU_ISA"
 
@@ -39,39 +39,72 @@ class Level(Protocol):
 
 
 def usable_levels() -> list[str]:
-    """Levels that this machine runs, best first."""
+    """Levels that this machine runs, best first. Asks the operating system for nothing."""
     return [level.name for level in _binding.levels() if level.usable]
 
 
-def choose_level(levels: Sequence[Level], environ: Mapping[str, str]) -> str:
+def choose_level(
+    levels: Sequence[Level], environ: Mapping[str, str], request: Callable[[str], str] = _binding.request_permission
+) -> str:
     """The level to use: what ``DS_CPU_ISA`` says, else the best usable one.
+
+    Args:
+        levels: best first.
+        environ: variables of the process.
+        request: asks the operating system for permission to run a level, and is called for no level but those that
+            would be used; returns why not, or nothing.
 
     Raises:
         AcceleratorError: the level asked for is unknown or not usable here, or none is usable.
     """
-    usable = [level.name for level in levels if level.usable]
     asked = environ.get(VARIABLE, "")
     if asked:
-        known = {level.name: level for level in levels}
+        return _level_asked_for(asked, levels, request)
+    refused = {}
+    for level in levels:
+        refused[level.name] = request(level.name) if level.usable else level.reason
+        if not refused[level.name]:
+            return level.name
+    raise AcceleratorError(
+        f"no kernel library of ds-accel-cpu runs here: the machine {refused[levels[-1].name]}. Uninstall ds-accel-cpu, "
+        "or set DS_PLUGINS_DISABLE=ds-accel-cpu; ds-core's references then serve."
+    )
+
+
+def _level_asked_for(asked: str, levels: Sequence[Level], request: Callable[[str], str]) -> str:
+    known = {level.name: level for level in levels}
+    usable = [level.name for level in levels if level.usable]
+    if asked not in known:
         here = f"Supported here: {', '.join(usable) or 'none'}."
-        if asked not in known:
-            raise AcceleratorError(
-                f"{VARIABLE}={asked} is not a level of ds-accel-cpu.{did_you_mean(asked, known)} {here}"
-            )
-        if asked not in usable:
-            raise AcceleratorError(f"{VARIABLE}={asked} cannot run here: the machine {known[asked].reason}. {here}")
-        return asked
-    if not usable:
+        raise AcceleratorError(f"{VARIABLE}={asked} is not a level of ds-accel-cpu.{did_you_mean(asked, known)} {here}")
+    reason = request(asked) if asked in usable else known[asked].reason
+    if reason:
+        others = [name for name in usable if name != asked]
         raise AcceleratorError(
-            f"no kernel library of ds-accel-cpu runs here: the machine {levels[-1].reason}. Uninstall ds-accel-cpu, or "
-            "set DS_PLUGINS_DISABLE=ds-accel-cpu; ds-core's references then serve."
+            f"{VARIABLE}={asked} cannot run here: the machine {reason}. Supported here: {', '.join(others) or 'none'}."
         )
-    return usable[0]
+    return asked
 
 
 def library_path(level: str) -> Path:
     """Where the library of a level was installed."""
     return Path(str(importlib.resources.files("ds_accel_cpu") / "lib" / f"libdsk_cpu_{level}.so"))
+
+
+def load_level(level: str) -> KernelLibrary:
+    """The library of a level, with the operating system's permission to run it.
+
+    Raises:
+        AcceleratorError: the level is unknown, or cannot run here.
+        PluginError: the library is missing or does not fit this ds-core.
+    """
+    reason = _binding.request_permission(level)
+    if reason:
+        raise AcceleratorError(
+            f"level {level} of ds-accel-cpu cannot run here: the machine {reason}. Supported here: "
+            f"{', '.join(usable_levels()) or 'none'}."
+        )
+    return load(library_path(level))
 
 
 @functools.cache
@@ -82,4 +115,4 @@ def library() -> KernelLibrary:
         AcceleratorError: no level can be chosen.
         PluginError: the library is missing or does not fit this ds-core.
     """
-    return load(library_path(choose_level(_binding.levels(), os.environ)))
+    return load_level(choose_level(_binding.levels(), os.environ))

@@ -22,10 +22,13 @@ def rows() -> list[ReportRow]:
         level = ReportRow(SECTION, "kernel library", f"{loaded.target} ({loaded.build})", "ok")
     except DsError as error:
         level = ReportRow(SECTION, "kernel library", str(error), "error")
+    unusable = [each for each in _binding.levels() if not each.usable]
     lender = "torch's OpenMP runtime" if borrow_from_torch() else "a pool of its own"
     return [
         level,
         ReportRow(SECTION, "levels usable here", ", ".join(usable_levels()) or "none"),
-        ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "not probed on this architecture"),
+        *(ReportRow(SECTION, f"level {each.name}", f"not used: the machine {each.reason}") for each in unusable),
+        *(ReportRow(SECTION, "level not built", reason) for reason in _binding.levels_left_out()),
+        ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "none that matter to the levels"),
         ReportRow(SECTION, "threads", f"{torch.get_num_threads()} of {lender}, as torch.set_num_threads says"),
     ]
