@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["clear", "give", "take", "take_like"]
+from ds_core.accelerator.host_memory import empty_on_large_pages
+
+__all__ = ["clear", "empty", "give", "take", "take_like"]
 
 MINIMUM_BYTES = 1 << 20
 KEPT = 2
@@ -30,7 +32,14 @@ def take(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
             if raw.numel() == needed:
                 del _KEPT[place]
                 return raw.view(dtype)
-    return torch.empty(numel, dtype=dtype, device=device)
+    return empty(numel, dtype, device)
+
+
+def empty(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised 1-D tensor to keep: large pages where it is large and the host's."""
+    if device.type != "cpu":
+        return torch.empty(numel, dtype=dtype, device=device)
+    return empty_on_large_pages(numel, dtype)
 
 
 def take_like(tensor: torch.Tensor) -> torch.Tensor:

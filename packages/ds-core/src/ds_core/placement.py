@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ds_core import buffers
 from ds_core.layout import Range
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Placement:
 
     def empty(self, numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Memory for a master, or for values on their way between devices."""
-        return torch.empty(numel, dtype=dtype, device=device)
+        return buffers.empty(numel, dtype, device)
 
     def staging(self, numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Memory that is used until `staging` is called again."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_core import buffers
 from ds_core.errors import ModelError
 from ds_core.layout import Range
 from ds_core.placeholder import is_placeholder
@@ -84,7 +85,7 @@ class WholeValues(Values):
 
     def __init__(self, flat: FlatGroup) -> None:
         self._flat = flat
-        self.tensor: torch.Tensor = torch.empty(flat.layout.numel, dtype=flat.dtype, device=flat.device)
+        self.tensor: torch.Tensor = buffers.empty(flat.layout.numel, flat.dtype, flat.device)
 
     def of(self, span: Range) -> torch.Tensor:
         """See `Values.of`."""
