@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from ds_core import _builtin
 from ds_core.accelerator import Accelerator, Capability, HostAccelerator
 from ds_core.aio import ThreadedIO, aligned_empty, make_io
 from ds_core.aio.files import SystemCalls
 from ds_core.config import Facts, load, resolve
 from ds_core.errors import ConfigError
+from ds_core.hooks import AcceleratorEntry, Availability, hookimpl
+from ds_core.plugins import PluginManager
 
 BLOCK = 4096
 TIMEOUT_S = 30
@@ -140,24 +144,54 @@ def test_an_accelerators_own_engine_is_taken():
     io.close()
 
 
-def test_threads_do_what_an_accelerators_engine_cannot():
+def wheel(host: Accelerator | None, *, broken: bool = False) -> PluginManager:
+    """Plugins of ds-core and, where `host` is given, of a wheel that brings it as the cpu."""
+
+    def ds_accelerators():
+        return [AcceleratorEntry("cpu", lambda: Availability(True, "", 1), "none:none", priority=10, is_floor=True)]
+
+    made = PluginManager(entry_points=[], environ={})
+    made.add_module(_builtin, "ds-core:core", "1.0")
+    if host is not None:
+        module = types.ModuleType("wheel")
+        module.__file__ = "/wheel.py"
+        vars(module).update(DS_HOOK_API=(1, 0), ds_accelerators=hookimpl(ds_accelerators))
+        made.add_module(module, "ds-accel-cpu:cpu", "1.0")
+        if not broken:
+            made.memo["the host's accelerator"] = {"made": host}
+    return made
+
+
+def test_threads_do_what_no_accelerators_engine_can():
     fast = Fast()
     fast.cannot = True
-    io = make_io(fast, section())
+    io = make_io(fast, section(), manager=wheel(None))
     assert type(io) is ThreadedIO
     io.close()
     with pytest.raises(ConfigError, match="accelerator fast"):
         make_io(fast, section(use_gds=True))
 
 
-def test_an_accelerator_that_only_claims_the_ability_gets_threads():
-    class Claims(Accelerator):
-        name = "claims"
-        capabilities = frozenset({Capability.ASYNC_IO})
+class Claims(Accelerator):
+    name = "claims"
+    capabilities = frozenset({Capability.ASYNC_IO})
 
-    io = make_io(Claims(), section())
-    assert type(io) is ThreadedIO
-    io.close()
+
+def test_an_accelerator_without_an_engine_gets_the_hosts():
+    for accelerator in (Claims(), Accelerator()):
+        io = make_io(accelerator, section(), manager=wheel(Fast()))
+        assert type(io) is Engine
+        io.close()
+
+
+def test_a_broken_host_wheel_costs_its_engine_and_one_warning(caplog):
+    plugins = wheel(Fast(), broken=True)
+    for _ in range(2):
+        io = make_io(Claims(), section(), manager=plugins)
+        assert type(io) is ThreadedIO
+        io.close()
+    assert "could not be made" in caplog.text
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
@@ -167,14 +201,10 @@ def test_an_accelerator_that_only_claims_the_ability_gets_threads():
         ("block_size", 0, "aio.block_size must be at least 4096, got 0"),
         ("queue_depth", 0, "aio.queue_depth must be at least 1, got 0"),
         ("intra_op_parallelism", 0, "aio.intra_op_parallelism must be at least 1, got 0"),
-        ("single_submit", True, "aio.single_submit is not served: it says how many blocks one call of libaio"),
+        ("single_submit", 1, "aio.single_submit must be true or false, got 1"),
     ],
 )
 def test_values_that_cannot_be_served_are_refused(key, value, words):
     with pytest.raises(ConfigError) as caught:
         section(**{key: value})
     assert str(caught.value).startswith(words)
-
-
-def test_single_submit_false_asks_for_nothing():
-    assert section(single_submit=False).block_size == BLOCK

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_core.aio.contract import ALIGNMENT
-from ds_core.aio.pieces import Piece, Way, cut, deal
+from ds_core.aio.pieces import Piece, Way, cut, deal, runs
 
 SIZES = st.integers(0, 5 * ALIGNMENT)
 ADDRESSES = st.sampled_from([0, 64, ALIGNMENT]) | SIZES
@@ -58,3 +58,27 @@ def test_pieces_are_dealt_in_runs_of_neighbours(count, hands):
     assert all(runs)
     if runs:
         assert max(map(len, runs)) - min(map(len, runs)) <= 1
+
+
+@given(
+    nbytes=st.integers(0, 40 * ALIGNMENT),
+    offset=SIZES,
+    address=ADDRESSES,
+    block=BLOCKS,
+    writes=st.booleans(),
+    direct=st.booleans(),
+    hands=st.integers(1, 5),
+)
+def test_runs_are_the_pieces_that_are_dealt(nbytes, offset, address, block, writes, direct, hands):
+    how = {"writes": writes, "direct": direct}
+    found = runs(nbytes, offset, address, block, hands=hands, **how)
+    again = [
+        [
+            Piece(start, min(block, span.start + span.nbytes - start), span.way)
+            for span in run
+            for start in range(span.start, span.start + span.nbytes, block)
+        ]
+        for run in found
+    ]
+    assert again == deal(cut(nbytes, offset, address, block, **how), hands)
+    assert all(len(run) <= 3 for run in found)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ds_core.aio import ALIGNMENT, SwapStore, ThreadedIO, aligned_empty
 from ds_core.aio.files import SystemCalls
 from ds_core.errors import OffloadError
+from ds_core.testing.file_engines import KINDS, file_engine
 
 SETTING = "zero_optimization.offload_optimizer.nvme_path"
 
@@ -30,13 +31,9 @@ class Broken(SystemCalls):
         if code:
             raise OSError(code, os.strerror(code))
 
-    def read(self, fd: int, view: memoryview, offset: int) -> int:
-        self._check("read", offset)
-        return super().read(fd, view, offset)
-
-    def write(self, fd: int, view: memoryview, offset: int) -> int:
-        self._check("write", offset)
-        return super().write(fd, view, offset)
+    def before(self, fd: int, offset: int, nbytes: int, *, writes: bool) -> int:
+        self._check("write" if writes else "read", offset)
+        return nbytes
 
 
 class Counted(ThreadedIO):
@@ -56,11 +53,19 @@ def calls():
     return Broken()
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request):
+    found = file_engine(request.param)
+    if found is None:
+        pytest.skip("no installed wheel brings an engine of its own that this kernel allows")
+    return found
+
+
 @pytest.fixture
-def io(calls):
-    engine = ThreadedIO(calls=calls)
-    yield engine
-    engine.close()
+def io(calls, engine):
+    made = engine(calls=calls)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -79,8 +84,8 @@ def filled(value: float, numel: int = 3000) -> torch.Tensor:
     dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64, torch.int8]),
     aligned=st.booleans(),
 )
-def test_tensors_of_any_size_and_dtype_come_back(tmp_path_factory, numels, dtype, aligned):
-    io = ThreadedIO(block_size=ALIGNMENT, intra_op_parallelism=2)
+def test_tensors_of_any_size_and_dtype_come_back(tmp_path_factory, engine, numels, dtype, aligned):
+    io = engine(block_size=ALIGNMENT, intra_op_parallelism=2)
     store = SwapStore(tmp_path_factory.mktemp("swap"), 0, io, buffer_count=1)
     store.reserve({str(index): numel * dtype.itemsize for index, numel in enumerate(numels)})
     tensors = []
@@ -302,10 +307,11 @@ def test_too_little_room_shows_when_it_is_reserved(tmp_path):
 FULL = """
 import os, sys, torch
 from pathlib import Path
-from ds_core.aio import SwapStore, ThreadedIO
+from ds_core.aio import SwapStore
 from ds_core.errors import OffloadError
+from ds_core.testing.file_engines import file_engine
 folder = Path(sys.argv[1])
-io = ThreadedIO(block_size=65536)
+io = file_engine(sys.argv[2])(block_size=65536)
 store = SwapStore(folder, 0, io, buffer_count=1)
 try:
     store.reserve({"a": 2 << 20})
@@ -328,13 +334,13 @@ io.close()
 """
 
 
-def run_on_a_full_disk(tmp_path: Path, program: str) -> list[str]:
+def run_on_a_full_disk(tmp_path: Path, program: str, kind: str) -> list[str]:
     """Lines of `program`, run on a file system of 1 MiB that only it sees."""
     if shutil.which("unshare") is None:
         pytest.skip("a small file system needs the program unshare; the errors themselves are tested with fakes")
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" || exit 77; exec "$2" -c "$3" "$1"'
-    command = ["unshare", *user, "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, program]
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" || exit 77; exec "$2" -c "$3" "$1" "$4"'
+    command = ["unshare", *user, "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, program, kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode == 77 or done.stderr.startswith("unshare:"):
         pytest.skip(f"this user may not mount a small file system: {done.stderr.strip()}")
@@ -342,8 +348,11 @@ def run_on_a_full_disk(tmp_path: Path, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_full_disk(tmp_path):
-    at_start, in_the_middle, other_is_readable = run_on_a_full_disk(tmp_path, FULL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk(tmp_path, kind):
+    if file_engine(kind) is None:
+        pytest.skip("no installed wheel brings an engine of its own that this kernel allows")
+    at_start, in_the_middle, other_is_readable = run_on_a_full_disk(tmp_path, FULL, kind)
     assert at_start.startswith(f"{SETTING} has too little room: ")
     assert "needs 2097152 bytes more and 1044480 are free (No space left on device)" in at_start
     assert in_the_middle.startswith("storing b: writing 2097152 bytes at offset 401408 of ")

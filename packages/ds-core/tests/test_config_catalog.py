@@ -31,7 +31,7 @@ SERVED_SCALARS = {
 }  # fmt: skip
 REFUSED = {
     "optimizer.legacy_fusion", "sparse_gradients", "disable_allgather", "graph_harvesting", "amp.enabled",
-    "amp.opt_level", "aio.single_submit", "checkpoint.load_universal", "checkpoint.use_node_local_storage",
+    "amp.opt_level", "checkpoint.load_universal", "checkpoint.use_node_local_storage",
     "checkpoint.checkpoint_serialization", "checkpoint.parallel_write.pipeline_stage", "checkpoint.writer.type",
     "checkpoint.writer.decoupled", "checkpoint.writer.io_buffer_size", "checkpoint.writer.io_buffer_double",
     "checkpoint.writer.show_statistics", "checkpoint.writer.data_parallel", "checkpoint.writer.io_multiplier",

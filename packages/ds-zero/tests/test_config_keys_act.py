@@ -513,12 +513,32 @@ def aio(tmp_path: Path) -> None:
         moved(use_gds=True)
 
 
+def single_submit(tmp_path: Path) -> None:
+    """Each block is told to the kernel by a call of its own."""
+    from ds_accel_cpu.accelerator import CpuAccelerator
+    from ds_core.aio import aligned_empty
+
+    def submissions(**keys) -> int:
+        keys = {"block_size": 4096, "overlap_events": False, **keys}
+        section = resolve(load({"train_batch_size": 1, "aio": keys}), Facts(1, 1))["aio"]
+        io = CpuAccelerator().async_io(section)
+        if io is None:
+            pytest.skip("this kernel allows no io_uring, and threads have one call a block in any case")
+        io.write(aligned_empty(32768, torch.uint8).zero_(), tmp_path / "file", 0).wait()
+        (lane,) = io.figures()
+        io.close()
+        return lane.submissions
+
+    assert (submissions(), submissions(single_submit=True)) == (1, 8)
+
+
 OBSERVED: dict[str, Callable[[Path], None]] = {
     "aio.block_size": aio,
     "aio.queue_depth": aio,
     "aio.intra_op_parallelism": aio,
     "aio.overlap_events": aio,
     "aio.use_gds": aio,
+    "aio.single_submit": single_submit,
     "train_batch_size": batch_keys,
     "train_micro_batch_size_per_gpu": batch_keys,
     "gradient_accumulation_steps": batch_keys,

@@ -294,6 +294,12 @@ class Recorded:
 
         return Noted()
 
+    def register(self, buffer):
+        self.inner.register(buffer)
+
+    def unregister(self, buffer):
+        self.inner.unregister(buffer)
+
     def close(self) -> None:
         self.inner.close()
 

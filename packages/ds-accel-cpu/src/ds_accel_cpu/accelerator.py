@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ds_core.accelerator import HostAccelerator
+from ds_core.accelerator import Capability, HostAccelerator
+
+if TYPE_CHECKING:
+    from ds_core.aio import AsyncIO
+    from ds_core.config.aio import AioSection
 
 __all__ = ["CpuAccelerator"]
 
@@ -14,9 +18,26 @@ class CpuAccelerator(HostAccelerator):
     """The CPU as users name it; what it adds to core's own host device are the kernels behind `ds_core.ops`."""
 
     name: ClassVar[str] = "cpu"
+    capabilities = HostAccelerator.capabilities | {Capability.ASYNC_IO}
 
     def properties(self, index: int | None = None) -> Mapping[str, str]:
         """Processor, cores, and the level of the kernel library."""
         from ds_accel_cpu.isa import library
 
         return {**super().properties(index), "kernels": library().target}
+
+    def async_io(self, config: AioSection) -> AsyncIO | None:
+        """An engine on io_uring; None where the kernel forbids it, or `config` asks for files and device memory."""
+        from ds_accel_cpu.aio import refusal
+
+        if config.use_gds or refusal():
+            return None
+        from ds_accel_cpu.aio.uring import UringIO
+
+        return UringIO(
+            block_size=config.block_size,
+            queue_depth=config.queue_depth,
+            intra_op_parallelism=config.intra_op_parallelism,
+            overlap_events=config.overlap_events,
+            single_submit=config.single_submit,
+        )

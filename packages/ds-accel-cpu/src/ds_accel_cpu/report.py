@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ds_accel_cpu import _binding
+from ds_accel_cpu.aio import refusal
 from ds_accel_cpu.isa import library, usable_levels
 from ds_accel_cpu.threads import borrow_from_torch
 from ds_core.errors import DsError
@@ -31,4 +32,10 @@ def rows() -> list[ReportRow]:
         *(ReportRow(SECTION, "level not built", reason) for reason in _binding.levels_left_out()),
         ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "none that matter to the levels"),
         ReportRow(SECTION, "threads", f"{torch.get_num_threads()} of {lender}, as torch.set_num_threads says"),
+        _io(),
     ]
+
+
+def _io() -> ReportRow:
+    reason = refusal()
+    return ReportRow(SECTION, "file I/O", f"threads: {reason}" if reason else "io_uring", "warn" if reason else "ok")

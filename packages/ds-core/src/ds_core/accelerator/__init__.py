@@ -5,6 +5,7 @@ from __future__ import annotations
 from ds_core.accelerator.agreement import agree
 from ds_core.accelerator.contract import Accelerator, Capability, HostEvent, MemorySnapshot
 from ds_core.accelerator.host import HostAccelerator
+from ds_core.accelerator.host_half import host_half
 from ds_core.accelerator.probing import Candidate, candidates
 from ds_core.accelerator.selection import Selection, choose, select
 
@@ -19,5 +20,6 @@ __all__ = [
     "agree",
     "candidates",
     "choose",
+    "host_half",
     "select",
 ]

@@ -16,7 +16,7 @@ from ds_core.errors import AcceleratorError
 from ds_core.plugins import PluginManager, PluginState, load_ref
 from ds_core.plugins import manager as process_manager
 
-__all__ = ["Selection", "choose", "select"]
+__all__ = ["Selection", "choose", "instantiate", "select"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,12 @@ def _exists(pattern: str) -> bool:
     return any(Path("/").glob(pattern.lstrip("/")))
 
 
-def _make(chosen: Selection) -> Accelerator:
+def instantiate(chosen: Selection) -> Accelerator:
+    """The accelerator itself, made anew.
+
+    Raises:
+        AcceleratorError: its factory fails, or makes something else.
+    """
     candidate = chosen.candidate
     record = candidate.record
     who = f"accelerator {candidate.entry.name!r} ({record.wheel})"
@@ -106,6 +111,12 @@ def _make(chosen: Selection) -> Accelerator:
             f"got {type(made).__name__}."
         )
     made.id = candidate.id
-    record.move(PluginState.SELECTED, f"{candidate.entry.name}, by {chosen.asked_by}")
+    return made
+
+
+def _make(chosen: Selection) -> Accelerator:
+    made = instantiate(chosen)
+    candidate = chosen.candidate
+    candidate.record.move(PluginState.SELECTED, f"{candidate.entry.name}, by {chosen.asked_by}")
     logger.info("accelerator %s, selected by %s", candidate.id, chosen.asked_by)
     return made

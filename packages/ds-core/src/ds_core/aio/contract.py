@@ -40,5 +40,14 @@ class AsyncIO(Protocol):
     def write(self, tensor: torch.Tensor, path: Path, offset_bytes: int) -> Handle:
         """Writes a contiguous `tensor` at `offset_bytes`, and no other byte of the file; makes the file if needed."""
 
+    def register(self, buffer: torch.Tensor) -> None:
+        """Says that the memory of `buffer` will be moved again and again, which an engine may prepare for.
+
+        It then stays alive until `unregister` or `close`. What is moved need not be registered.
+        """
+
+    def unregister(self, buffer: torch.Tensor) -> None:
+        """Takes `register` back; does nothing for memory that was not registered."""
+
     def close(self) -> None:
         """Waits for what is under way and frees threads and memory; any number of times."""

@@ -28,13 +28,21 @@ class SystemCalls:
         """Closes it."""
         os.close(fd)
 
+    def before(self, fd: int, offset: int, nbytes: int, *, writes: bool) -> int:
+        """How many of `nbytes` a transfer is to move, at least 1; every engine asks it before each of them.
+
+        Raises:
+            OSError: what the transfer is to fail with.
+        """
+        return nbytes
+
     def read(self, fd: int, view: memoryview, offset: int) -> int:
         """Bytes read into `view`, 0 at the end of the file."""
-        return os.preadv(fd, [view], offset)
+        return os.preadv(fd, [view[: self.before(fd, offset, len(view), writes=False)]], offset)
 
     def write(self, fd: int, view: memoryview, offset: int) -> int:
         """Bytes written from `view`."""
-        return os.pwritev(fd, [view], offset)
+        return os.pwritev(fd, [view[: self.before(fd, offset, len(view), writes=True)]], offset)
 
 
 def read_fully(calls: SystemCalls, fd: int, view: memoryview, offset: int, *, direct: bool) -> int:

@@ -77,7 +77,7 @@ class BufferPool:
         self.count = count
         self.nbytes = count * round_up(numel * dtype.itemsize)
         self._setting = setting
-        self._all = [aligned_empty(numel, dtype) for _ in range(count)]
+        self.buffers = [aligned_empty(numel, dtype) for _ in range(count)]
         self._free = list(range(count))
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class BufferPool:
                     f"all {self.count} buffers are in use; {self._setting} is {self.count} and must be at least"
                     f" {self.count + 1}: raise it"
                 )
-            return self._all[self._free.pop()]
+            return self.buffers[self._free.pop()]
 
     def release(self, buffer: torch.Tensor) -> None:
         """Takes back what `acquire` gave.
@@ -101,7 +101,7 @@ class BufferPool:
         Raises:
             OffloadError: it is not a buffer of this pool, or nobody held it.
         """
-        index = next((i for i, own in enumerate(self._all) if own is buffer), None)
+        index = next((i for i, own in enumerate(self.buffers) if own is buffer), None)
         with self._lock:
             if index is None or index in self._free:
                 problem = "is not one of this pool's" if index is None else "was released before"

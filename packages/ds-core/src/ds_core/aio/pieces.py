@@ -1,4 +1,4 @@
-"""How one request is cut into system calls: a pure plan."""
+"""How one request is cut into system calls and dealt to lanes: a pure plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ds_core.aio.contract import ALIGNMENT
 
-__all__ = ["Piece", "Way", "cut", "deal"]
+__all__ = ["Piece", "Way", "cut", "deal", "runs"]
+
+_WHOLE = 1 << 62  # a block no tensor fills
 
 
 class Way(enum.Enum):
@@ -20,7 +22,7 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes `start` to `start + nbytes` of the tensor, moved by one system call."""
+    """Bytes `start` to `start + nbytes` of the tensor, moved by one system call, or by several in a plan of `runs`."""
 
     start: int
     nbytes: int
@@ -58,3 +60,25 @@ def deal(pieces: list[Piece], hands: int) -> list[list[Piece]]:
     hands = min(hands, len(pieces))
     ends = [len(pieces) * (hand + 1) // hands for hand in range(hands)]
     return [pieces[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def runs(
+    nbytes: int, offset: int, address: int, block: int, *, writes: bool, direct: bool, hands: int
+) -> list[list[Piece]]:
+    """`deal(cut(...), hands)` with neighbours of one way joined: what an engine gets that cuts blocks off by itself."""
+    spans = cut(nbytes, offset, address, _WHOLE, writes=writes, direct=direct)
+    counts = [-(-span.nbytes // block) for span in spans]
+    total = sum(counts)
+    hands = min(hands, total)
+    found: list[list[Piece]] = []
+    for hand in range(hands):
+        first, last = total * hand // hands, total * (hand + 1) // hands
+        run, at = [], 0
+        for span, count in zip(spans, counts, strict=True):
+            start = max(first - at, 0) * block
+            end = min((last - at) * block, span.nbytes)
+            if start < end:
+                run.append(Piece(span.start + start, end - start, span.way))
+            at += count
+        found.append(run)
+    return found

@@ -122,6 +122,7 @@ class SwapStore:
         self._allocate = allocate
         self._folder = SwapFolder(folder, rank, self._path_setting)
         self._entries: dict[str, _Entry] = {}
+        self._buffers: list[torch.Tensor] = []
         self._is_closed = False
         self.path = self._folder.path / f"rank-{rank:05d}.bin"
         self.nbytes = 0
@@ -196,8 +197,12 @@ class SwapStore:
         return [whole[start : start + slot.nbytes].view(dtype) for start, slot in zip(starts, slots, strict=True)]
 
     def buffer_pool(self, numel: int, dtype: torch.dtype) -> BufferPool:
-        """`buffer_count` buffers, allocated now."""
-        return BufferPool(self._buffer_count, numel, dtype, setting=self._count_setting)
+        """`buffer_count` buffers, allocated now, and known to the engine until the store is closed."""
+        pool = BufferPool(self._buffer_count, numel, dtype, setting=self._count_setting)
+        for buffer in pool.buffers:
+            self._io.register(buffer)
+        self._buffers += pool.buffers
+        return pool
 
     def close(self) -> None:
         """Waits for what is under way and removes the file; any number of times. Failures still unseen are logged."""
@@ -208,6 +213,9 @@ class SwapStore:
                     entry.last.wait()
                 except OffloadError as error:
                     logger.error("nobody waited for a transfer that failed: %s", error)
+        for buffer in self._buffers:
+            self._io.unregister(buffer)
+        self._buffers.clear()
         self._entries.clear()
         self._folder.close()
 

@@ -15,44 +15,29 @@ from pathlib import Path
 import torch
 
 from ds_core.aio.contract import ALIGNMENT
-from ds_core.aio.files import Files, OpenFile, SystemCalls, read_fully, write_fully
+from ds_core.aio.files import SystemCalls, read_fully, write_fully
 from ds_core.aio.lane import Lane, Scratch
 from ds_core.aio.memory import byte_view, round_up
 from ds_core.aio.pieces import Piece, Way, cut, deal
-from ds_core.errors import OffloadError
+from ds_core.aio.request import FileIO, FileRequest, ends_early, system_text
 
 __all__ = ["ThreadedIO"]
 
 logger = logging.getLogger(__name__)
 
 
-class Request:
-    """One read or write: a `Handle`, and what its pieces share."""
+class Request(FileRequest):
+    """A request, and what its pieces share."""
 
     def __init__(self, tensor: torch.Tensor, path: Path, offset: int, *, writes: bool) -> None:
-        self.view = byte_view(tensor)
-        self.address = tensor.data_ptr()
-        self.path = path
-        self.offset = offset
-        self.writes = writes
-        self.file: OpenFile | None = None
-        self.error: OffloadError | None = None
-        self.is_seen = False
-        self._tensor: torch.Tensor | None = tensor
+        super().__init__(tensor, path, offset, writes=writes)
         self._left = 0
         self._lock = threading.Lock()
         self._done = threading.Event()
 
-    def wait(self) -> None:
-        """Returns when every piece is done.
-
-        Raises:
-            OffloadError: one failed.
-        """
+    def block(self) -> None:
+        """Returns when every piece is done."""
         self._done.wait()
-        if self.error is not None:
-            self.is_seen = True
-            raise self.error
 
     @property
     def is_done(self) -> bool:
@@ -62,16 +47,11 @@ class Request:
     def expect(self, pieces: int) -> None:
         """Says how many calls of `piece_done` make the request done."""
         self._left = pieces
-        if not pieces:
-            self._finish()
 
     def fail(self, error: Exception, reason: str) -> None:
         """Records why the request fails; the first reason stays."""
-        verb = "writing" if self.writes else "reading"
-        found = OffloadError(f"{verb} {len(self.view)} bytes at offset {self.offset} of {self.path} failed: {reason}")
-        found.__cause__ = error
         with self._lock:
-            self.error = self.error or found
+            super().fail(error, reason)
 
     def piece_done(self) -> None:
         """Counts a piece; the last one closes the file and wakes who waits."""
@@ -79,17 +59,15 @@ class Request:
             self._left -= 1
             if self._left:
                 return
-        self._finish()
+        self.settle()
 
-    def _finish(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        self.view = self.view[:0]
-        self._tensor = None
+    def settle(self) -> None:
+        """Wakes who waits."""
+        self.let_go()
         self._done.set()
 
 
-class ThreadedIO:
+class ThreadedIO(FileIO[Request]):
     """An `AsyncIO` that needs nothing but threads.
 
     A request is cut into blocks. `intra_op_parallelism` lanes each take a run of neighbouring blocks and keep up to
@@ -114,73 +92,37 @@ class ThreadedIO:
         overlap_events: bool = True,
         calls: SystemCalls | None = None,
     ) -> None:
-        if block_size < ALIGNMENT or block_size % ALIGNMENT:
-            raise OffloadError(f"block_size must be a positive multiple of {ALIGNMENT}, got {block_size}")
-        if queue_depth < 1 or intra_op_parallelism < 1:
-            raise OffloadError(
-                f"queue_depth and intra_op_parallelism must be at least 1, got {queue_depth} and {intra_op_parallelism}"
-            )
-        self._block_size = block_size
-        self._calls = calls or SystemCalls()
-        self._files = Files(self._calls)
+        super().__init__(block_size, queue_depth, intra_op_parallelism, calls)
         self._lanes = [
             Lane(queue_depth, overlap=overlap_events, scratch_nbytes=block_size, name=f"ds-aio-{index}")
             for index in range(intra_op_parallelism)
         ]
         self._turn = itertools.cycle(range(intra_op_parallelism))
-        self._requests: set[Request] = set()
-        self._pid = os.getpid()
-        self._closed = False
         # At exit the threads end before the interpreter does.
         self._end = weakref.finalize(self, _end, self._lanes, self._pid)
 
-    def read(self, tensor: torch.Tensor, path: Path, offset_bytes: int) -> Request:
-        """Fills a contiguous `tensor` with the file's bytes from `offset_bytes` on."""
-        return self._submit(Request(tensor, path, offset_bytes, writes=False))
+    def make(self, tensor: torch.Tensor, path: Path, offset: int, *, writes: bool) -> Request:
+        """A request of which nothing is started."""
+        return Request(tensor, path, offset, writes=writes)
 
-    def write(self, tensor: torch.Tensor, path: Path, offset_bytes: int) -> Request:
-        """Writes a contiguous `tensor` at `offset_bytes`; makes the file if needed, unless the tensor is empty."""
-        return self._submit(Request(tensor, path, offset_bytes, writes=True))
-
-    def close(self) -> None:
-        """Waits for what is under way and ends the threads; says which failures nobody asked for."""
-        self._closed = True
+    def stop(self) -> None:
+        """Ends the threads once their queues are empty."""
         self._end()
-        for request in self._requests:
-            if request.error is not None and not request.is_seen:
-                logger.error("nobody waited for a request that failed: %s", request.error)
-        self._requests.clear()
 
-    def _submit(self, request: Request) -> Request:
-        if self._closed:
-            raise OffloadError(f"no file can be read or written after close(), got {request.path}")
-        if os.getpid() != self._pid:
-            raise OffloadError("a forked process has none of its parent's I/O threads; make an engine of its own there")
-        if request.offset < 0:
-            raise OffloadError(f"offset_bytes must be at least 0, got {request.offset}")
-        self._requests = {other for other in self._requests if not other.is_done or (other.error and not other.is_seen)}
-        self._requests.add(request)
-        if not len(request.view):
-            request.expect(0)
-            return request
-        try:
-            request.file = self._files.open(request.path, writes=request.writes)
-        except OSError as error:
-            request.fail(error, f"it cannot be opened ({_text(error)})")
-            request.expect(0)
-            return request
+    def start(self, request: Request) -> None:
+        """Deals its pieces to the lanes."""
+        assert request.file is not None
         pieces = cut(
-            len(request.view),
+            request.nbytes,
             request.offset,
             request.address,
-            self._block_size,
+            self.block_size,
             writes=request.writes,
             direct=request.file.direct_fd is not None,
         )
         request.expect(len(pieces))
-        for run in deal(pieces, len(self._lanes)):
+        for run in deal(pieces, self.lanes):
             self._lanes[next(self._turn)].add([partial(self._move, request, piece) for piece in run])
-        return request
 
     def _move(self, request: Request, piece: Piece, scratch: Scratch) -> None:
         """Moves one piece in a lane's thread, unless its request has failed already."""
@@ -188,7 +130,7 @@ class ThreadedIO:
             if request.error is None:
                 self._move_or_fall_back(request, piece, scratch)
         except OSError as error:
-            request.fail(error, f"{_text(error)} at offset {request.offset + piece.start}")
+            request.fail(error, f"{system_text(error)} at offset {request.offset + piece.start}")
         except Exception as error:
             logger.exception("a piece of %s was not moved", request.path)
             request.fail(error, f"{type(error).__name__}: {error}")
@@ -204,14 +146,14 @@ class ThreadedIO:
                 # Some file systems take O_DIRECT when a file is opened and refuse it at the first block.
                 if error.errno != errno.EINVAL:
                     raise
-                self._files.give_up_direct(request.path, error)
+                self.files.give_up_direct(request.path, error)
         assert request.file is not None
         view = request.view[piece.start : piece.start + piece.nbytes]
         fd, at = request.file.cached_fd(), request.offset + piece.start
         if request.writes:
-            write_fully(self._calls, fd, view, at)
+            write_fully(self.calls, fd, view, at)
         else:
-            _check_whole(request, piece, read_fully(self._calls, fd, view, at, direct=False))
+            _check_whole(request, piece, read_fully(self.calls, fd, view, at, direct=False))
 
     def _move_direct(self, request: Request, piece: Piece, scratch: Scratch) -> None:
         assert request.file is not None
@@ -220,32 +162,27 @@ class ThreadedIO:
         if piece.way is Way.DIRECT:
             view = request.view[piece.start : piece.start + piece.nbytes]
             if request.writes:
-                write_fully(self._calls, fd, view, at)
+                write_fully(self.calls, fd, view, at)
             else:
-                _check_whole(request, piece, read_fully(self._calls, fd, view, at, direct=True))
+                _check_whole(request, piece, read_fully(self.calls, fd, view, at, direct=True))
             return
         buffer, memory = scratch(), request.address + piece.start
         view = byte_view(buffer)
         # memmove lets other threads of Python run, and a copy by slices of memoryview does not.
         if request.writes:
             ctypes.memmove(buffer.data_ptr(), memory, piece.nbytes)
-            write_fully(self._calls, fd, view[: piece.nbytes], at)
+            write_fully(self.calls, fd, view[: piece.nbytes], at)
         else:
             before = at % ALIGNMENT
             covered = round_up(before + piece.nbytes)
-            got = read_fully(self._calls, fd, view[:covered], at - before, direct=True)
+            got = read_fully(self.calls, fd, view[:covered], at - before, direct=True)
             _check_whole(request, piece, got - before)
             ctypes.memmove(memory, buffer.data_ptr() + before, piece.nbytes)
 
 
 def _check_whole(request: Request, piece: Piece, got: int) -> None:
     if got < piece.nbytes:
-        end = request.path.stat().st_size
-        raise OSError(errno.ENODATA, f"the file ends at byte {end}, before the tensor does")
-
-
-def _text(error: OSError) -> str:
-    return f"{errno.errorcode.get(error.errno or 0, 'error')}, {error.strerror}"
+        raise ends_early(request.path)
 
 
 def _end(lanes: list[Lane], pid: int) -> None:
