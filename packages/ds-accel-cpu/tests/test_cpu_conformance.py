@@ -108,8 +108,17 @@ def norm_call(ops: CpuOps) -> list[torch.Tensor]:
 
 def reduction_and_quantization_call(ops: CpuOps) -> list[torch.Tensor]:
     x = torch.randn(700_001, generator=torch.Generator().manual_seed(0))
-    q, scales = ops.quantize_int8(x, 48)
-    return [ops.sum_of_squares(x), ops.sum_of_squares(x.half()), q, scales, ops.dequantize_int8(q, scales, 48, x.dtype)]
+    result = [ops.sum_of_squares(x), ops.sum_of_squares(x.half())]
+    for format, scaling, group_size in (
+        ("int8", "symmetric", 48),
+        ("int4", "asymmetric", 5000),
+        ("e3m2", "power_of_two", 32),
+    ):
+        q, scales, zeros = ops.quantize(x, format, group_size, scaling, rounding_seed=3)
+        zero_points = zeros if scaling == "asymmetric" else None
+        again = ops.dequantize(q, scales, zero_points, format, group_size, x.shape, x.dtype)
+        result += [q, scales, zeros, again]
+    return result
 
 
 @pytest.mark.usefixtures("threads")

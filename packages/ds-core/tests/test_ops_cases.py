@@ -89,14 +89,16 @@ def test_a_relative_bound_is_relative_to_the_largest_value() -> None:
 
 
 def test_check_finds_a_kernel_that_is_wrong_in_one_element(monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(q: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
-        result = right.reference(q, scales, group_size, dtype)
+    def off(**arguments: object) -> torch.Tensor:
+        result: torch.Tensor = right.reference(**arguments)
         result.view(-1)[-1] += 1
         return result
 
-    right = op_cases.op("dequantize_int8").definition()
-    wrong = Resolved("dequantize_int8", "cpu", off, None, right.reference, "a wheel", set())
+    right = op_cases.op("dequantize").definition()
+    wrong = Resolved("dequantize", "cpu", off, None, right.reference, "a wheel", set())
     monkeypatch.setattr(op_cases, "resolve", lambda name, device_type: wrong)
-    case = next(case for case in right.cases if case.name == "even_float32")
-    with pytest.raises(AssertionError, match="dequantize_int8, case even_float32, on cpu: output 0: 1 of 2048"):
-        op_cases.check("dequantize_int8", case, "cpu")
+    case = next(case for case in right.cases if case.name == "int8_symmetric_even_float32")
+    with pytest.raises(
+        AssertionError, match="dequantize, case int8_symmetric_even_float32, on cpu: output 0: 1 of 2048"
+    ):
+        op_cases.check("dequantize", case, "cpu")

@@ -50,8 +50,8 @@ def test_dequantizing_rounds_once(dtype: torch.dtype) -> None:
 
 def test_opcheck() -> None:
     q, scales = ops.quantize_int8(torch.randn(10, 10), 32)
-    torch.library.opcheck(torch.ops.ds.quantize_int8.default, (torch.randn(10, 10), 32))
-    torch.library.opcheck(torch.ops.ds.dequantize_int8.default, (q, scales, 32, torch.bfloat16))
+    torch.library.opcheck(torch.ops.ds.quantize.default, (torch.randn(10, 10), "e3m2", 32))
+    torch.library.opcheck(torch.ops.ds.dequantize.default, (q, scales, None, "int8", 32, (10, 10), torch.bfloat16))
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
@@ -66,3 +66,18 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         ops.dequantize_int8(q, scales, 32, torch.int32)
     with pytest.raises(OpError, match="q must be int8, got float32"):
         ops.dequantize_int8(q.float(), scales, 32)
+    with pytest.raises(OpError, match="group_size must be a multiple of 2 for int4, got 5"):
+        ops.quantize_int4(torch.randn(10), 5)
+    with pytest.raises(OpError, match="group_size must be a multiple of 4 for e3m2, got 6"):
+        ops.quantize(torch.randn(10), "e3m2", 6)
+    with pytest.raises(OpError, match=r"format must be one of int8, .*, got 'e4m3'.*'e4m3fn'"):
+        ops.quantize(torch.randn(10), "e4m3", 8)
+    with pytest.raises(OpError, match="scaling of e2m1 must be symmetric or power_of_two, got 'asymmetric'"):
+        ops.quantize(torch.randn(10), "e2m1", 8, scaling="asymmetric")
+    with pytest.raises(
+        OpError, match=r"q must have shape \(5,\) \(int4 codes of a tensor of shape \(9,\)\), got \(4,\)"
+    ):
+        ops.dequantize_int4(torch.zeros(4, dtype=torch.uint8), torch.ones(2), 8, (9,))
+    with pytest.raises(OpError, match="zeros must be None for e5m2"):
+        zeros = torch.zeros(1, dtype=torch.int8)
+        ops.dequantize(torch.zeros(4, dtype=torch.uint8), torch.ones(1), zeros, "e5m2", 8, (4,))

@@ -166,14 +166,8 @@ inline void store_block(int32_t dtype, const float* __restrict source, void* out
   }
 }
 
-// float32 rounded stochastically into a tensor; `first` is the index of source[0] in the tensor.
-inline void store_block(int32_t dtype, const float* __restrict source, void* out, int64_t n, const Rounding& rounding,
-                        int64_t first) {
-  if (dtype == DS_F32 || !rounding.stochastic) {
-    store_block(dtype, source, out, n);
-    return;
-  }
-  uint32_t random[kBlock];
+// The random bits of elements [first, first + n).
+inline void random_block(const Rounding& rounding, int64_t first, int64_t n, uint32_t* __restrict random) {
   const uint64_t start = rounding.offset + static_cast<uint64_t>(first);
   const uint32_t key0 = rounding.key0;
   const uint32_t key1 = rounding.key1;
@@ -184,6 +178,17 @@ inline void store_block(int32_t dtype, const float* __restrict source, void* out
   } else {
     for (int64_t i = 0; i < n; ++i) random[i] = random_bits(key0, key1, start + static_cast<uint64_t>(i));
   }
+}
+
+// float32 rounded stochastically into a tensor; `first` is the index of source[0] in the tensor.
+inline void store_block(int32_t dtype, const float* __restrict source, void* out, int64_t n, const Rounding& rounding,
+                        int64_t first) {
+  if (dtype == DS_F32 || !rounding.stochastic) {
+    store_block(dtype, source, out, n);
+    return;
+  }
+  uint32_t random[kBlock];
+  random_block(rounding, first, n, random);
   uint16_t* __restrict to = static_cast<uint16_t*>(out);
   if (dtype == DS_BF16) {
     for (int64_t i = 0; i < n; ++i) to[i] = bf16_of(source[i], random[i]);

@@ -15,8 +15,8 @@ _OPS = (
     "rms_norm_backward",
     "layer_norm_forward",
     "layer_norm_backward",
-    "quantize_int8",
-    "dequantize_int8",
+    "quantize",
+    "dequantize",
 )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ds_accel_cpu.ops._base import Kernels, address, code
+from ds_core.ops._formats import FORMATS, packed_shape
+from ds_core.ops._quantize import SCALINGS
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["QuantizeOps"]
@@ -15,36 +19,63 @@ class QuantizeOps(Kernels):
 
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__(library)
-        self._quantize_int8 = self.kernel("quantize_int8")
-        self._dequantize_int8 = self.kernel("dequantize_int8")
+        self._quantize = self.kernel("quantize")
+        self._dequantize = self.kernel("dequantize")
 
-    def quantize_int8(self, x: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ds_core.ops.quantize_int8`."""
-        x = x.contiguous()
-        q = torch.empty(x.shape, dtype=torch.int8)
-        scales = torch.empty(((x.numel() + group_size - 1) // group_size,), dtype=torch.float32)
-        self._quantize_int8(
+    def quantize(
+        self,
+        x: torch.Tensor,
+        format: str,
+        group_size: int,
+        scaling: str = "symmetric",
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `ds_core.ops.quantize`."""
+        x, kind = x.contiguous(), FORMATS[format]
+        groups = (x.numel() + group_size - 1) // group_size
+        q = torch.empty(packed_shape(kind, x.shape), dtype=kind.dtype)
+        scales = torch.empty((groups,), dtype=torch.uint8 if scaling == "power_of_two" else torch.float32)
+        zeros = torch.empty((groups if scaling == "asymmetric" else 0,), dtype=torch.int8)
+        self._quantize(
             dtype=code(x),
+            format=kind.number,
+            scaling=SCALINGS[scaling],
             numel=x.numel(),
             group_size=group_size,
+            rounding_seed=rounding_seed,
+            rounding_offset=rounding_offset,
             x=address(x),
             q=address(q),
             scales=address(scales),
+            zeros=address(zeros),
         )
-        return q, scales
+        return q, scales, zeros
 
-    def dequantize_int8(
-        self, q: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype
+    def dequantize(
+        self,
+        q: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None,
+        format: str,
+        group_size: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        """See `ds_core.ops.dequantize_int8`."""
+        """See `ds_core.ops.dequantize`."""
         q, scales = q.contiguous(), scales.contiguous()
-        x = torch.empty(q.shape, dtype=dtype)
-        self._dequantize_int8(
+        zeros = None if zeros is None else zeros.contiguous()
+        scaling = "asymmetric" if zeros is not None else "power_of_two" if scales.dtype == torch.uint8 else "symmetric"
+        x = torch.empty(tuple(shape), dtype=dtype)
+        self._dequantize(
             dtype=code(dtype),
-            numel=q.numel(),
+            format=FORMATS[format].number,
+            scaling=SCALINGS[scaling],
+            numel=x.numel(),
             group_size=group_size,
             q=address(q),
             scales=address(scales),
+            zeros=address(zeros),
             x=address(x),
         )
         return x

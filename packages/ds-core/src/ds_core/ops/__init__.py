@@ -15,18 +15,31 @@ from ds_core.ops.table import OPS
 if TYPE_CHECKING:
     from ds_core.ops._adam import adam_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
-    from ds_core.ops._quantize_int8 import dequantize_int8, quantize_int8
+    from ds_core.ops._quantize import (
+        Quantized,
+        dequantize,
+        dequantize_int4,
+        dequantize_int8,
+        quantize,
+        quantize_int4,
+        quantize_int8,
+    )
     from ds_core.ops._rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
     from ds_core.ops._sum_of_squares import sum_of_squares
 
 __all__ = [
     "OPS",
+    "Quantized",
     "adam_",
+    "dequantize",
+    "dequantize_int4",
     "dequantize_int8",
     "implementations",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "quantize",
+    "quantize_int4",
     "quantize_int8",
     "rms_norm",
     "rms_norm_backward",
@@ -35,12 +48,17 @@ __all__ = [
 ]
 
 _HOME = {
+    "Quantized": "_quantize",
     "adam_": "_adam",
-    "dequantize_int8": "_quantize_int8",
+    "dequantize": "_quantize",
+    "dequantize_int4": "_quantize",
+    "dequantize_int8": "_quantize",
     "layer_norm": "_layer_norm",
     "layer_norm_backward": "_layer_norm",
     "layer_norm_forward": "_layer_norm",
-    "quantize_int8": "_quantize_int8",
+    "quantize": "_quantize",
+    "quantize_int4": "_quantize",
+    "quantize_int8": "_quantize",
     "rms_norm": "_rms_norm",
     "rms_norm_backward": "_rms_norm",
     "rms_norm_forward": "_rms_norm",

@@ -44,8 +44,8 @@ OPS: Mapping[str, Op] = {
         Op("rms_norm_backward", "ds_core.ops._rms_norm", "gradients of rms_norm_forward"),
         Op("layer_norm_forward", "ds_core.ops._layer_norm", "layer normalization of rows"),
         Op("layer_norm_backward", "ds_core.ops._layer_norm", "gradients of layer_norm_forward"),
-        Op("quantize_int8", "ds_core.ops._quantize_int8", "symmetric int8 quantization by groups"),
-        Op("dequantize_int8", "ds_core.ops._quantize_int8", "inverse of quantize_int8"),
+        Op("quantize", "ds_core.ops._quantize", "groups as int8, int4, fp8, fp6 or fp4 codes with a scale each"),
+        Op("dequantize", "ds_core.ops._quantize", "inverse of quantize"),
     )
 }
 """Every op by name."""

@@ -4,26 +4,54 @@
 
 #include <stdint.h>
 
-/* quantize_int8: groups of `group_size` consecutive elements (the last may be shorter), symmetric. */
-typedef struct ds_quantize_int8_args {
-  uint32_t struct_size;
-  int32_t dtype; /* of x */
-  int64_t numel;
-  int64_t group_size;
-  const void* x;
-  int8_t* q;
-  float* scales; /* [ceil(numel / group_size)] */
-} ds_quantize_int8_args;
+/* What codes mean. 4-bit codes are packed two a byte, the first in the low nibble; 6-bit codes four in three bytes, code j
+ * in bits 6j to 6j + 5 of the little-endian 24-bit number; unused bits of the last unit are 0. */
+enum ds_format {
+  DS_FORMAT_INT8 = 1,   /* two's complement */
+  DS_FORMAT_INT4 = 2,   /* value + 8 */
+  DS_FORMAT_E4M3FN = 3, /* floats as sign, exponent, mantissa; fn: no infinity, one NaN */
+  DS_FORMAT_E5M2 = 4,
+  DS_FORMAT_E3M2 = 5,
+  DS_FORMAT_E2M3 = 6,
+  DS_FORMAT_E2M1 = 7
+};
 
-/* dequantize_int8: x = float32(q) * scale of its group, rounded to `dtype`. */
-typedef struct ds_dequantize_int8_args {
+/* How the scale of a group follows from its elements. */
+enum ds_scaling {
+  DS_SCALING_SYMMETRIC = 1,   /* float32 scales */
+  DS_SCALING_ASYMMETRIC = 2,  /* integers: float32 scales and int8 zero points */
+  DS_SCALING_POWER_OF_TWO = 3 /* floats: E8M0 scales, a byte each: 2 to the power of code - 127, 255 is NaN */
+};
+
+/* quantize: groups of `group_size` consecutive elements (the last may be shorter) as codes of `format`. `group_size` is a
+ * multiple of the codes in a unit of packing. */
+typedef struct ds_quantize_args {
   uint32_t struct_size;
   int32_t dtype; /* of x */
+  int32_t format;
+  int32_t scaling;
   int64_t numel;
   int64_t group_size;
-  const int8_t* q;
-  const float* scales;
+  int64_t rounding_seed; /* negative: to nearest even */
+  int64_t rounding_offset;
+  const void* x;
+  void* q;
+  void* scales;  /* [ceil(numel / group_size)] */
+  int8_t* zeros; /* of the same length for DS_SCALING_ASYMMETRIC, else not touched */
+} ds_quantize_args;
+
+/* dequantize: x = (value of q - zero) * scale of its group in float32, rounded to `dtype`. */
+typedef struct ds_dequantize_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of x */
+  int32_t format;
+  int32_t scaling;
+  int64_t numel;
+  int64_t group_size;
+  const void* q;
+  const void* scales;
+  const int8_t* zeros; /* DS_SCALING_ASYMMETRIC only */
   void* x;
-} ds_dequantize_int8_args;
+} ds_dequantize_args;
 
 #endif /* DS_KERNEL_QUANTIZE_H */
