@@ -203,6 +203,7 @@ def build_engine(request: Request) -> Engine:
     engine = Engine(build, parts)
     if engine.optimizer is not None:
         engine.optimizer.attach(engine)
+    accelerator.empty_cache()  # the caller's own copies of the weights are gone
     logger.info("engine ready: parts %s", ", ".join(part.name for part in parts))
     if config.training.dump_state and build.rank == 0:
         for row in config.rows():

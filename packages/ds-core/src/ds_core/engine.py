@@ -192,6 +192,7 @@ class Engine(EngineApi):
         self.reload_states()
         for part in reversed(self.parts):
             part.close()
+        self.accelerator.empty_cache()
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -175,6 +175,10 @@ class Accelerator:
         self._ask("reset_peak_memory_stats", self._index(index))
         return True
 
+    def empty_cache(self) -> None:
+        """Gives memory that nothing holds back to the system. Called when an engine was built, and when one is gone."""
+        self._ask("empty_cache")
+
     # ---- numbers and transport
 
     def dtypes(self) -> frozenset[torch.dtype]:

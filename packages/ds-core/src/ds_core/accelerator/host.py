@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import psutil
 
 from ds_core.accelerator.contract import Accelerator, Capability, MemorySnapshot
-from ds_core.accelerator.host_memory import settle_heap
+from ds_core.accelerator.host_memory import settle_heap, trim_heap
 from ds_core.errors import AcceleratorError
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class HostAccelerator(Accelerator):
     def prepare(self) -> None:
         """Keeps the heap small; see `ds_core.accelerator.host_memory`."""
         settle_heap()
+
+    def empty_cache(self) -> None:
+        """Gives back what the heap has kept of memory that was freed."""
+        trim_heap()
 
     def properties(self, index: int | None = None) -> Mapping[str, str]:
         """Processor, and how many cores this process may use."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MMAP_THRESHOLD_BYTES", "SWITCH", "empty_on_large_pages", "settle_heap"]
+__all__ = ["MMAP_THRESHOLD_BYTES", "SWITCH", "empty_on_large_pages", "settle_heap", "trim_heap"]
 
 MMAP_THRESHOLD_BYTES = 4 << 20
 TRIM_THRESHOLD_BYTES = 64 << 20
@@ -51,6 +51,14 @@ def settle_heap() -> bool:
     done = mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
     return bool(done)
+
+
+def trim_heap() -> bool:
+    """Gives whole free pages of glibc's heap back; False where this is not glibc, or the user wants it left alone."""
+    if not sys.platform.startswith("linux") or os.environ.get(SWITCH, "") == "default":
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))
 
 
 def empty_on_large_pages(numel: int, dtype: torch.dtype) -> torch.Tensor:
