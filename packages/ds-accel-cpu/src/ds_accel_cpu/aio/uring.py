@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -110,6 +110,8 @@ class UringIO(FileIO[UringRequest]):
     Raises:
         OffloadError: a setting that cannot work, or io_uring cannot be used here (see `refusal`).
     """
+
+    name: ClassVar[str] = "io_uring"
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ds_core.aio.contract import ALIGNMENT, AsyncIO, Handle
-from ds_core.aio.make import make_io
+from ds_core.aio.handle import AioHandle, aio_handle, aio_read, aio_write
+from ds_core.aio.make import host_io, make_io
 from ds_core.aio.memory import BufferPool, aligned_empty
 from ds_core.aio.pipeline import Pending, buffers_needed, pipelined
 from ds_core.aio.slots import Slot
@@ -12,6 +13,7 @@ from ds_core.aio.threaded import ThreadedIO
 
 __all__ = [
     "ALIGNMENT",
+    "AioHandle",
     "AsyncIO",
     "BufferPool",
     "Handle",
@@ -19,8 +21,12 @@ __all__ = [
     "Slot",
     "SwapStore",
     "ThreadedIO",
+    "aio_handle",
+    "aio_read",
+    "aio_write",
     "aligned_empty",
     "buffers_needed",
+    "host_io",
     "make_io",
     "pipelined",
 ]

@@ -7,7 +7,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
@@ -89,7 +89,12 @@ class FileIO(ABC, Generic[R]):
 
     Raises:
         OffloadError: a setting that cannot work.
+
+    Attributes:
+        name: what does the work, for people.
     """
+
+    name: ClassVar[str] = ""
 
     def __init__(
         self, block_size: int, queue_depth: int, intra_op_parallelism: int, calls: SystemCalls | None = None

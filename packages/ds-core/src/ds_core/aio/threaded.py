@@ -11,6 +11,7 @@ import threading
 import weakref
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -82,6 +83,8 @@ class ThreadedIO(FileIO[Request]):
         overlap_events: start a block as soon as another ends; else in batches of `queue_depth`.
         calls: the system calls; replaceable for tests.
     """
+
+    name: ClassVar[str] = "threads"
 
     def __init__(
         self,
