@@ -1,4 +1,4 @@
-"""S11: 1 GiB between memory and a disk, by the I/O that offload uses and by fio with the same blocks and depth.
+"""S11: 1 GiB between memory and a disk, by the engine that offload uses and by fio with the same blocks and depth.
 
     python benchmarks/swap.py FOLDER [--bytes N] [--block-size N] [--queue-depth N] [--parallel N] [--rounds N]
 
@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from harness import Noise, Sample, Unavailable, last_words, machine, take_turns
 
-from ds_core.aio import ThreadedIO, aligned_empty
+from ds_core.aio import AsyncIO, aligned_empty, host_io
+from ds_core.config.aio import AioSection
 
 
-def ours(io: ThreadedIO, tensor: torch.Tensor, path: Path, job: str) -> float:
+def ours(io: AsyncIO, tensor: torch.Tensor, path: Path, job: str) -> float:
     """Seconds to read or write the whole tensor."""
     start = time.perf_counter()
     (io.read if job == "read" else io.write)(tensor, path, 0).wait()
@@ -55,11 +56,15 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tensor = aligned_empty(settings.bytes, torch.uint8)
     tensor.view(torch.int64).random_(generator=torch.Generator().manual_seed(0))
     back = aligned_empty(settings.bytes, torch.uint8).zero_()
-    io = ThreadedIO(
-        block_size=settings.block_size, queue_depth=settings.queue_depth, intra_op_parallelism=settings.parallel
+    io = host_io(
+        AioSection(
+            block_size=settings.block_size, queue_depth=settings.queue_depth, intra_op_parallelism=settings.parallel
+        )
     )
+    for memory in (tensor, back):  # as offload does with the buffers it uses again and again
+        io.register(memory)
     noise = Noise()
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"engine": type(io).__name__}
     ours(io, tensor, path, "write")
     for job in ("write", "read"):
         memory = tensor if job == "write" else back

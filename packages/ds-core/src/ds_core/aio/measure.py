@@ -196,8 +196,8 @@ def _engine(bench: Bench, calls: SystemCalls | None) -> FileIO[Any]:
     if bench.engine == "uring" and isinstance(found, ThreadedIO):
         found.close()
         raise OffloadError(
-            "--engine uring cannot be had here: ds-accel-cpu is not installed, or the kernel forbids io_uring, as ds report"
-            " says; use --engine threads"
+            "--engine uring cannot be had here: ds-accel-cpu is not installed, or the kernel forbids io_uring (see"
+            " ds report); use --engine threads"
         )
     return found
 
