@@ -172,7 +172,7 @@ def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks 2 tensors of this model, first 'more.weight'"):
         build(bigger).load_checkpoint(tmp_path)
     build(bigger).load_checkpoint(tmp_path, load_module_strict=False, load_optimizer_states=False)
-    with pytest.raises(CheckpointError, match=r"optimizer is .*Adam.*, this engine's is SGD"):
+    with pytest.raises(CheckpointError, match=r"optimizer is .*Adam.*, this engine's is .*SGD"):
         build(optimizer="SGD").load_checkpoint(tmp_path)
 
 

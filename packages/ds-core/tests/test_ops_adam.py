@@ -59,7 +59,7 @@ def test_it_is_bit_equal_to_the_vectorized_part_of_torchs_fused_optimizer(adamw:
 def test_the_reference_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tensors(1000, torch.bfloat16), tensors(1000, torch.bfloat16)
     REFERENCE(*whole, **HYPER, rounding_seed=3)
-    monkeypatch.setattr("ds_core.ops._adam.CHUNK", 77)
+    monkeypatch.setattr("ds_core.ops._flat_update.CHUNK", 77)
     REFERENCE(*cut, **HYPER, rounding_seed=3)
     assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
 

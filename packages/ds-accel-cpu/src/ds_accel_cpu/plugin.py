@@ -1,4 +1,4 @@
-"""What ds-accel-cpu brings to ds-core: the device ``cpu``, kernels for its ops, and Adam built on them."""
+"""What ds-accel-cpu brings to ds-core: the device ``cpu``, kernels for its ops, and optimizers built on them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ DS_HOOK_API = (1, 0)
 
 _OPS = (
     "adam_",
+    "adagrad_",
+    "lion_",
+    "sgd_",
     "sum_of_squares",
     "rms_norm_forward",
     "rms_norm_backward",
@@ -51,10 +54,10 @@ def ds_ops() -> Iterable[OpImpl]:
 
 @hookimpl
 def ds_optimizers() -> Iterable[OptimizerEntry]:
-    """Adam and AdamW."""
+    """Every optimizer that is made of an op."""
     return [
-        OptimizerEntry("Adam", "ds_accel_cpu.optim:make_adam", device_types=("cpu",), priority=10),
-        OptimizerEntry("AdamW", "ds_accel_cpu.optim:make_adamw", device_types=("cpu",), priority=10),
+        OptimizerEntry(name, f"ds_accel_cpu.optim:make_{name.lower()}", device_types=("cpu",), priority=10)
+        for name in ("Adam", "AdamW", "Adagrad", "Lion", "SGD")
     ]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ds_accel_cpu.ops._base import Kernels, address, code
+from ds_core.ops._adagrad import adagrad_scalars
 from ds_core.ops._adam import scalars
+from ds_core.ops._lion import lion_scalars
+from ds_core.ops._sgd import sgd_scalars
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["OptimOps"]
@@ -17,6 +20,9 @@ class OptimOps(Kernels):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__(library)
         self._adam = self.kernel("adam_")
+        self._adagrad = self.kernel("adagrad_")
+        self._lion = self.kernel("lion_")
+        self._sgd = self.kernel("sgd_")
         self._sum_of_squares = self.kernel("sum_of_squares")
 
     def adam_(
@@ -58,8 +64,105 @@ class OptimOps(Kernels):
             rounding_offset=rounding_offset,
         )
 
+    def adagrad_(
+        self,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        state_sum: torch.Tensor,
+        copy_out: torch.Tensor | None = None,
+        *,
+        lr: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        lr_decay: float = 0.0,
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> None:
+        """See `ds_core.ops.adagrad_`."""
+        self._adagrad(
+            **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
+            state_dtype=code(state_sum),
+            state_sum=address(state_sum),
+            **adagrad_scalars(lr, eps, weight_decay, step, lr_decay)._asdict(),
+        )
+
+    def lion_(
+        self,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        exp_avg: torch.Tensor,
+        copy_out: torch.Tensor | None = None,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> None:
+        """See `ds_core.ops.lion_`."""
+        self._lion(
+            **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
+            state_dtype=code(exp_avg),
+            exp_avg=address(exp_avg),
+            **lion_scalars(lr, beta1, beta2, weight_decay)._asdict(),
+        )
+
+    def sgd_(
+        self,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        momentum_buffer: torch.Tensor | None = None,
+        copy_out: torch.Tensor | None = None,
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        is_first: bool = False,
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> None:
+        """See `ds_core.ops.sgd_`."""
+        self._sgd(
+            **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
+            state_dtype=code(momentum_buffer),
+            momentum_buffer=address(momentum_buffer),
+            nesterov=nesterov,
+            is_first=is_first,
+            **sgd_scalars(lr, momentum, dampening, weight_decay)._asdict(),
+        )
+
     def sum_of_squares(self, x: torch.Tensor) -> torch.Tensor:
         """See `ds_core.ops.sum_of_squares`."""
         out = torch.empty((), dtype=torch.float64)
         self._sum_of_squares(dtype=code(x), numel=x.numel(), x=address(x), out=address(out))
         return out
+
+
+def _tensors(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    copy_out: torch.Tensor | None,
+    grad_factor: torch.Tensor | None,
+    rounding_seed: int,
+    rounding_offset: int,
+) -> dict[str, int]:
+    """The fields that the argument structs of all optimizers have."""
+    return {
+        "param_dtype": code(param),
+        "grad_dtype": code(grad),
+        "copy_dtype": code(copy_out),
+        "numel": param.numel(),
+        "param": address(param),
+        "grad": address(grad),
+        "copy_out": address(copy_out),
+        "grad_factor": address(grad_factor),
+        "rounding_seed": rounding_seed,
+        "rounding_offset": rounding_offset,
+    }

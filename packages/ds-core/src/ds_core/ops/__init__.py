@@ -13,8 +13,10 @@ from ds_core.ops.registry import implementations
 from ds_core.ops.table import OPS
 
 if TYPE_CHECKING:
+    from ds_core.ops._adagrad import adagrad_
     from ds_core.ops._adam import adam_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+    from ds_core.ops._lion import lion_
     from ds_core.ops._quantize import (
         Quantized,
         dequantize,
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
         quantize_int8,
     )
     from ds_core.ops._rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+    from ds_core.ops._sgd import sgd_
     from ds_core.ops._sum_of_squares import sum_of_squares
 
 __all__ = [
     "OPS",
     "Quantized",
+    "adagrad_",
     "adam_",
     "dequantize",
     "dequantize_int4",
@@ -38,17 +42,20 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "lion_",
     "quantize",
     "quantize_int4",
     "quantize_int8",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "sgd_",
     "sum_of_squares",
 ]
 
 _HOME = {
     "Quantized": "_quantize",
+    "adagrad_": "_adagrad",
     "adam_": "_adam",
     "dequantize": "_quantize",
     "dequantize_int4": "_quantize",
@@ -59,9 +66,11 @@ _HOME = {
     "quantize": "_quantize",
     "quantize_int4": "_quantize",
     "quantize_int8": "_quantize",
+    "lion_": "_lion",
     "rms_norm": "_rms_norm",
     "rms_norm_backward": "_rms_norm",
     "rms_norm_forward": "_rms_norm",
+    "sgd_": "_sgd",
     "sum_of_squares": "_sum_of_squares",
 }
 

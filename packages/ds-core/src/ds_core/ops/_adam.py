@@ -9,15 +9,12 @@ import torch
 
 from ds_core.errors import OpError
 from ds_core.ops._adam_cases import CASES
-from ds_core.ops.checks import FLOATS, expect_device, expect_dtype, expect_flat, name_of
+from ds_core.ops._flat_update import check_factor, check_flat, check_scalars, fake, root, walk
+from ds_core.ops.checks import name_of
 from ds_core.ops.definition import OpDefinition
 from ds_core.ops.dispatch import is_plain, run
-from ds_core.ops.rounding import store
 
 __all__ = ["DEFINITIONS", "AdamScalars", "adam_", "scalars"]
-
-CHUNK = 1 << 20
-"""Elements the reference works on at a time, which bounds its temporary memory."""
 
 
 class AdamScalars(NamedTuple):
@@ -131,41 +128,13 @@ def _check(
     rounding_seed: int = -1,
     rounding_offset: int = 0,
 ) -> None:
-    numel, device = param.numel(), param.device
-    for name, tensor in (
-        ("param", param),
-        ("grad", grad),
-        ("exp_avg", exp_avg),
-        ("exp_avg_sq", exp_avg_sq),
-        ("copy_out", copy_out),
-    ):
-        if tensor is None:
-            continue
-        if tensor.dim() != 1 or not tensor.is_contiguous():
-            expect_flat("adam_", name, tensor)
-        if tensor.numel() != numel:
-            raise OpError(f"adam_: {name} must have {numel} elements like param, got {tensor.numel()}.")
-        if tensor.dtype not in FLOATS:
-            expect_dtype("adam_", name, tensor)
-        if tensor.device != device:
-            expect_device("adam_", name, tensor, "param", device)
+    check_flat("adam_", param, {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "copy_out": copy_out})
     if exp_avg_sq.dtype != exp_avg.dtype:
         raise OpError(
             f"adam_: exp_avg_sq must be {name_of(exp_avg.dtype)} like exp_avg, got {name_of(exp_avg_sq.dtype)}."
         )
-    if grad_factor is not None and (grad_factor.dim() != 0 or grad_factor.dtype != torch.float32):
-        raise OpError(
-            "adam_: grad_factor must be a 0-dim float32 tensor, got "
-            f"{name_of(grad_factor.dtype)} of shape {tuple(grad_factor.shape)}."
-        )
-    if grad_factor is not None and grad_factor.device != device:
-        expect_device("adam_", "grad_factor", grad_factor, "param", device)
-    if step < 1:
-        raise OpError(f"adam_: step must be 1 or more (the first update is step 1), got {step}.")
-    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
-        raise OpError(f"adam_: beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}.")
-    if rounding_offset < 0:
-        raise OpError(f"adam_: rounding_offset must be 0 or more, got {rounding_offset}.")
+    check_factor("adam_", param, grad_factor, rounding_offset)
+    check_scalars("adam_", step=step, beta1=beta1, beta2=beta2)
 
 
 def _reference(
@@ -188,21 +157,16 @@ def _reference(
     rounding_offset: int = 0,
 ) -> None:
     s = scalars(lr, beta1, beta2, eps, weight_decay, step, bias_correction)
-    with torch.no_grad():
-        for first in range(0, param.numel(), CHUNK):
-            span = slice(first, min(first + CHUNK, param.numel()))
-            p, m, v = (t[span].to(torch.float32) for t in (param, exp_avg, exp_avg_sq))
-            _update(p, _gradient(grad[span], grad_factor), m, v, s, adamw)
-            for stream, (value, out) in enumerate(((p, param), (m, exp_avg), (v, exp_avg_sq))):
-                if out.dtype != torch.float32:
-                    store(value, out[span], rounding_seed, stream, rounding_offset + first)
-            if copy_out is not None:
-                copy_out[span].copy_(param[span])
-
-
-def _gradient(grad: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
-    values = grad.to(torch.float32)
-    return values if factor is None else values * factor
+    walk(
+        functools.partial(_update, s=s, adamw=adamw),
+        param,
+        grad,
+        (exp_avg, exp_avg_sq),
+        copy_out,
+        grad_factor,
+        rounding_seed,
+        rounding_offset,
+    )
 
 
 def _update(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, s: AdamScalars, adamw: bool) -> None:
@@ -220,13 +184,8 @@ def _update(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, 
         g = g.add(p, alpha=s.weight_decay)
     m.lerp_(g, s.lerp_weight)
     v.mul_(s.beta2).addcmul_(g, g, value=s.square_weight)
-    root = v.double().sqrt_().float() if v.device.type == "cpu" else v.sqrt()
-    denominator = root.div_(s.correction2_sqrt).add_(s.eps)
+    denominator = root(v).div_(s.correction2_sqrt).add_(s.eps)
     p.addcdiv_(m, denominator, value=s.negative_step_size)
-
-
-def _fake(param: torch.Tensor, *args: object, **kwargs: object) -> None:
-    return None
 
 
 DEFINITIONS = (
@@ -239,7 +198,7 @@ DEFINITIONS = (
         ),
         check=_check,
         reference=_reference,
-        fake=_fake,
+        fake=fake,
         autograd=None,
         cases=CASES,
     ),

@@ -39,6 +39,9 @@ OPS: Mapping[str, Op] = {
     row.name: row
     for row in (
         Op("adam_", "ds_core.ops._adam", "one Adam or AdamW step in one pass, with unscale and low-precision copy-out"),
+        Op("adagrad_", "ds_core.ops._adagrad", "one Adagrad step in one pass"),
+        Op("lion_", "ds_core.ops._lion", "one Lion step in one pass"),
+        Op("sgd_", "ds_core.ops._sgd", "one step of gradient descent with momentum in one pass"),
         Op("sum_of_squares", "ds_core.ops._sum_of_squares", "sum of squares, the same for any number of threads"),
         Op("rms_norm_forward", "ds_core.ops._rms_norm", "root-mean-square normalization of rows"),
         Op("rms_norm_backward", "ds_core.ops._rms_norm", "gradients of rms_norm_forward"),

@@ -33,6 +33,8 @@ def create(
     params: Mapping[str, Any] | None = None,
     device_type: str = "cpu",
     manager: PluginManager | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Created:
     """The optimizer called `name` over `param_groups`.
 
@@ -46,6 +48,7 @@ def create(
         params: as in ``optimizer.params``.
         device_type: torch device type the parameters live on.
         manager: plugin manager; the process-wide one by default.
+        defaults: parameters that count where `params` does not say them and the implementation takes them.
 
     Raises:
         MissingWheelError: the name belongs to a wheel that is not installed.
@@ -63,6 +66,7 @@ def create(
     factory: Any = load_ref(entry.factory)
     allowed = accepted(factory)
     if allowed is not None:
+        wanted = {**{key: value for key, value in (defaults or {}).items() if key in allowed}, **wanted}
         wanted = check(WHERE, entry.name, allowed, wanted)
         missing = [key for key in required(factory) if key not in wanted]
         if missing:

@@ -30,6 +30,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
     _torch("Rprop"),
     _torch("Adafactor", elementwise=False),
     _torch("Muon", elementwise=False),
+    OptimizerEntry("Lion", "ds_core.optim.op_lion:make_lion"),
 )
 
 UNRELEASED: Mapping[str, str] = {
@@ -52,7 +53,6 @@ REFUSED: Mapping[str, str] = {
     "MuAdamW": _MUP,
     "MuSGD": _MUP,
     "Lamb": _BRING,
-    "Lion": _BRING,
     "LBFGS": "it evaluates the loss several times inside step(), which a training step of the engine does not do",
     "SparseAdam": "it takes sparse gradients only, and the engine reduces dense ones",
 }

@@ -14,6 +14,7 @@ from ds_core.layout import Range, intersect
 from ds_core.masters import MasterPiece, flat_pieces, parameter_pieces
 from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import FlatUpdate, supports_flat
+from ds_core.optim.precision import implied
 from ds_core.part import Part, Update
 from ds_core.parts.optimizer_state import load_optimizer, plan_optimizer
 from ds_core.placeholder import placeholder
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from ds_core.space import UpdateSpace
 
 __all__ = ["OptimizerStep"]
-
-ADAM_NAMES = ("adam", "adamw")
-"""Optimizers that can keep states in another dtype than the parameters they update."""
 
 
 class OptimizerStep(Part):
@@ -99,15 +97,12 @@ class OptimizerStep(Part):
 
     def _make(self, build: Build, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, bool]:
         if build.optimizer is None:
-            section = build.config["optimizer"]
-            params = dict(section.params)
-            is_low = build.config["bf16"].enabled or build.config["fp16"].enabled
-            if is_low and build.master_dtype is None and section.type.lower() in ADAM_NAMES:
-                params.setdefault("fp32_optimizer_states", not build.config["bf16"].bf16_optimizer_states)
+            name = build.config["optimizer"].type
+            params, defaults = implied(build.config, build.master_dtype)
             device_type = build.placement.device_type or build.accelerator.device_type
             if device_type != build.device.type:
                 groups = _stand_ins(groups, torch.device(device_type))
-            optimizer, entry = create(section.type, groups, params, device_type=device_type)
+            optimizer, entry = create(name, groups, params, device_type, defaults=defaults)
             return optimizer, entry.elementwise
         given = build.optimizer
         closure = inspect.signature(given.step).parameters.get("closure")

@@ -15,7 +15,7 @@ import torch
 from ds_core.errors import ConfigError, ModelError
 from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import supports_flat
-from ds_core.parts.optimizer import ADAM_NAMES
+from ds_core.optim.precision import implied
 from ds_zero.estimate.setup import Setup
 
 __all__ = ["Kept", "States", "find_states"]
@@ -82,7 +82,8 @@ def find_states(setup: Setup, optimizer: Callable[..., torch.optim.Optimizer] | 
     groups = [{**group, "params": list(probes[i].values())} for i, group in enumerate(setup.optimizer_groups)]
     groups = [group for group in groups if group["params"]]
     if optimizer is None:
-        made, entry = create(section.type, groups, _params(setup), device_type=device.type)
+        params, defaults = implied(setup.config, setup.master_dtype)
+        made, entry = create(section.type, groups, params, device.type, defaults=defaults)
         elementwise = entry.elementwise
     else:
         made = optimizer(groups)
@@ -101,15 +102,6 @@ def find_states(setup: Setup, optimizer: Callable[..., torch.optim.Optimizer] | 
         ) from error
     found = {key: _states(made, probe) for kinds in probes for key, probe in kinds.items()}
     return States(name, supports_flat(made) and optimizer is None, found)
-
-
-def _params(setup: Setup) -> dict[str, Any]:
-    """Parameters of the optimizer as the engine completes them."""
-    section, bf16, fp16 = setup.config["optimizer"], setup.config["bf16"], setup.config["fp16"]
-    params = dict(section.params)
-    if (bf16.enabled or fp16.enabled) and setup.master_dtype is None and section.type.lower() in ADAM_NAMES:
-        params.setdefault("fp32_optimizer_states", not bf16.bf16_optimizer_states)
-    return params
 
 
 def _probes(setup: Setup, device: torch.device) -> list[dict[Key, torch.nn.Parameter]]:

@@ -58,11 +58,13 @@ class _Tile:
     Attributes:
         names: of the tensors in the store, in the file's order.
         dtypes: of the tensors, by the optimizer's names; the master is `MASTER`.
-        is_begun: the states were written; else they are zero.
+        fills: what states start from.
+        is_begun: the states were written; else they are what they start from.
     """
 
     names: list[str]
     dtypes: dict[str, torch.dtype]
+    fills: dict[str, float]
     is_begun: bool = False
 
 
@@ -132,8 +134,8 @@ class FilePlacement(HostPlacement):
         if not is_flat or not isinstance(optimizer, StartsStates):
             raise ConfigError(
                 f"zero_optimization.offload_optimizer.device nvme needs an optimizer made of the op table, not "
-                f"{type(optimizer).__name__}; set optimizer.type to Adam or AdamW without torch_adam, and "
-                "install ds-accel-cpu, or set device to cpu"
+                f"{type(optimizer).__name__}; set optimizer.type to AdamW, Adagrad, Lion or SGD without keys that "
+                "choose torch's own kernels, and install ds-accel-cpu, or set device to cpu"
             )
 
     # --- layout -------------------------------------------------------------------------------------------------
@@ -146,10 +148,14 @@ class FilePlacement(HostPlacement):
         counter = itertools.count()
         sizes: dict[str, int] = {}
         for piece in stored:
-            number, dtypes = next(counter), self._dtypes(piece)
+            number, fills = next(counter), self._fills(piece)
+            dtypes = {MASTER: piece.master.dtype} if piece.separate else {}
+            dtypes |= {key: fill.dtype for key, fill in fills.items()}
             names = {key: f"tile {number} ({_title(piece)}) {key or 'master'}" for key in dtypes}
             sizes |= {names[key]: piece.span.numel * dtype.itemsize for key, dtype in dtypes.items()}
-            self._tiles[id(piece)] = _Tile(list(names.values()), dtypes)
+            self._tiles[id(piece)] = _Tile(
+                list(names.values()), dtypes, {key: fill.item() for key, fill in fills.items()}
+            )
         self.store.reserve(sizes)
         largest = max((self.store.span_bytes(tile.names) for tile in self._tiles.values()), default=0)
         self.pool = self.store.buffer_pool(largest, torch.uint8)
@@ -157,14 +163,13 @@ class FilePlacement(HostPlacement):
             self._detach(piece)
         self._write_first(stored)
 
-    def _dtypes(self, piece: MasterPiece) -> dict[str, torch.dtype]:
-        """The tensors of a tile: the master where it is a copy, and the optimizer's states."""
+    def _fills(self, piece: MasterPiece) -> dict[str, torch.Tensor]:
+        """The states of a tile: one element of each as the optimizer makes it."""
         optimizer: Any = self._optimizer
         probe = torch.nn.Parameter(torch.empty(1, dtype=piece.master.dtype))
         states = optimizer.state_of(probe)
         del optimizer.state[probe]
-        found = {MASTER: piece.master.dtype} if piece.separate else {}
-        return found | {key: value.dtype for key, value in states.items() if value.shape == probe.shape}
+        return {key: value for key, value in states.items() if value.shape == probe.shape}
 
     def _write_first(self, stored: list[MasterPiece]) -> None:
         def fill(pieces: Sequence[MasterPiece]) -> None:
@@ -214,7 +219,7 @@ class FilePlacement(HostPlacement):
         views = self._views(piece, buffer)
         for key, view in views.items():
             if key != MASTER:
-                view.zero_()
+                view.fill_(tile.fills[key])
         if fetch and MASTER in views:
             return _Arrival(buffer, self.store.get(tile.names[0], views[MASTER].view(torch.uint8)))
         return _Arrival(buffer, None)

@@ -39,6 +39,81 @@ typedef struct ds_adam_args {
   int64_t rounding_offset;  /* index of the first element in the rounding sequence */
 } ds_adam_args;
 
+/* adagrad_: one Adagrad step, in the terms of ds_adam_args:
+ *   p, g, s = the inputs as float32;  g = g * grad_factor;  weight_decay != 0: g = fma(p, weight_decay, g)
+ *   s = fma(g, g, s)
+ *   p = p + (negative_step_size * g) / (sqrt(s) + eps) */
+typedef struct ds_adagrad_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t state_dtype; /* of state_sum */
+  int32_t copy_dtype;
+  int64_t numel;
+  void* param;
+  const void* grad;
+  void* state_sum;
+  void* copy_out;
+  const float* grad_factor;
+  float weight_decay;
+  float eps;
+  float negative_step_size; /* -lr / (1 + (step - 1) * lr_decay) */
+  int64_t rounding_seed;
+  int64_t rounding_offset;
+} ds_adagrad_args;
+
+/* lion_: one Lion step, in the terms of ds_adam_args, where sign is -1, 0 or 1, and 0 for NaN:
+ *   p, g, m = the inputs as float32;  g = g * grad_factor
+ *   p = fma(sign(fma(g, weight1, m * beta1)), negative_lr, p * decay)
+ *   m = fma(g, weight2, m * beta2) */
+typedef struct ds_lion_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t state_dtype; /* of exp_avg */
+  int32_t copy_dtype;
+  int64_t numel;
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* copy_out;
+  const float* grad_factor;
+  float decay; /* 1 - lr * weight_decay */
+  float beta1;
+  float weight1; /* 1 - beta1 */
+  float beta2;
+  float weight2; /* 1 - beta2 */
+  float negative_lr;
+  int64_t rounding_seed;
+  int64_t rounding_offset;
+} ds_lion_args;
+
+/* sgd_: one step of gradient descent, in the terms of ds_adam_args:
+ *   p, g, b = the inputs as float32;  g = g * grad_factor;  weight_decay != 0: g = fma(p, weight_decay, g)
+ *   with a momentum_buffer:  b = is_first ? g : fma(g, grad_weight, b * momentum);  g = nesterov ? fma(b, momentum, g) : b
+ *   p = fma(g, negative_lr, p) */
+typedef struct ds_sgd_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t state_dtype; /* of momentum_buffer */
+  int32_t copy_dtype;
+  int32_t nesterov;
+  int32_t is_first; /* the buffer is written, not read */
+  int64_t numel;
+  void* param;
+  const void* grad;
+  void* momentum_buffer; /* NULL without momentum */
+  void* copy_out;
+  const float* grad_factor;
+  float weight_decay;
+  float momentum;
+  float grad_weight; /* 1 - dampening */
+  float negative_lr;
+  int64_t rounding_seed;
+  int64_t rounding_offset;
+} ds_sgd_args;
+
 /* sum_of_squares: out = sum of x[i]^2, in float64. */
 typedef struct ds_sum_of_squares_args {
   uint32_t struct_size;

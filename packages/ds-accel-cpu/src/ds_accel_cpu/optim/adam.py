@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ds_accel_cpu.optim._groups import on_cpu
 from ds_core.errors import ConfigError
-from ds_core.optim.groups import normalize, tensors_of
 from ds_core.optim.op_adam import OpAdam
 
 __all__ = ["CPUAdam", "make_adam", "make_adamw"]
@@ -42,13 +42,7 @@ class CPUAdam(OpAdam):
         adamw_mode: bool = True,
         fp32_optimizer_states: bool = True,
     ) -> None:
-        groups = normalize(model_params)
-        elsewhere = sorted({str(t.device) for t in tensors_of(groups) if t.device.type != "cpu"})
-        if elsewhere:
-            raise ConfigError(
-                f"CPUAdam updates parameters on the CPU, got some on {', '.join(elsewhere)}. Use the optimizer of that "
-                "device, or ds_core.optim.op_adam.OpAdam, which serves any."
-            )
+        groups = on_cpu("CPUAdam", "ds_core.optim.op_adam.OpAdam", model_params)
         super().__init__(
             groups,
             lr,

@@ -1,0 +1,115 @@
+"""Every optimizer made of the op table, asked for in a config: the same numbers at every stage, and every key acts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ds_core
+from ds_core.testing import run_ranks
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW": {"lr": 1e-2, "weight_decay": 0.1},
+    "Adagrad": {"lr": 1e-2, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
+    "Lion": {"lr": 1e-3, "weight_decay": 0.1},
+    "SGD": {"lr": 1e-2, "momentum": 0.9, "nesterov": True},
+}
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 33), nn.Tanh(), nn.Linear(33, 17), nn.Tanh(), nn.Linear(17, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def weights(config: dict[str, Any], rank: int = 0, steps: int = 4) -> torch.Tensor:
+    """Flattened weights of the unsharded model after some steps."""
+    base = {"train_micro_batch_size_per_gpu": 3, "gradient_clipping": 0.5}
+    engine = ds_core.initialize(model=Model(), config={**base, **config})[0]
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(steps):
+        x = torch.randn(3, 6, generator=generator)
+        if config.get("bf16", {}).get("enabled"):
+            x = x.bfloat16()
+        engine.backward((engine(x).float() ** 2).mean())
+        engine.step()
+    found = torch.cat([value.float().flatten() for value in engine.module.state_dict().values()])
+    engine.destroy()
+    return found
+
+
+def train(configs: list[dict[str, Any]]) -> list[torch.Tensor]:
+    return [weights(config, torch.distributed.get_rank()) for config in configs]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("precision", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
+def test_stages_and_offload_do_not_change_a_bit(name: str, precision: dict[str, Any], tmp_path: Any) -> None:
+    section = {"optimizer": {"type": name, "params": OPTIMIZERS[name]}, **precision}
+    zeros: list[dict[str, Any]] = [{"stage": stage} for stage in (0, 1, 2, 3)]
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 4}
+    zeros.append({"stage": 2, "offload_optimizer": nvme, "sub_group_size": 256})
+    results = run_ranks(train, 2, [{**section, "zero_optimization": zero} for zero in zeros])
+    for got in results:
+        for values in got:
+            assert torch.equal(values, results[0][0])
+    assert not torch.equal(results[0][0], torch.cat([p.detach().flatten() for p in Model().parameters()]))
+
+
+KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (name, OPTIMIZERS[name], change)
+    for name, changes in {
+        "Adagrad": [
+            {"lr": 0.1},
+            {"eps": 0.1},
+            {"weight_decay": 0.0},
+            {"lr_decay": 0.5},
+            {"initial_accumulator_value": 1.0},
+            {"maximize": True},
+        ],
+        "Lion": [{"lr": 0.1}, {"betas": [0.1, 0.99]}, {"betas": [0.9, 0.1]}, {"weight_decay": 0.0}],
+        "SGD": [
+            {"lr": 0.1},
+            {"momentum": 0.5},
+            {"nesterov": False},
+            {"nesterov": False, "dampening": 0.5},
+            {"weight_decay": 0.5},
+            {"maximize": True},
+        ],
+    }.items()
+    for change in changes
+]
+
+
+@pytest.mark.parametrize(("name", "base", "change"), KEYS, ids=lambda value: value if isinstance(value, str) else None)
+def test_every_key_acts(name: str, base: dict[str, Any], change: dict[str, Any]) -> None:
+    before = weights({"optimizer": {"type": name, "params": base}})
+    assert not torch.equal(before, weights({"optimizer": {"type": name, "params": {**base, **change}}}))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_without_masters_follow_the_precision_keys(name: str) -> None:
+    for low in (False, True):
+        bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": low}
+        section = {"type": name, "params": OPTIMIZERS[name]}
+        config = {"train_batch_size": 3, "bf16": bf16, "optimizer": section}
+        engine = ds_core.initialize(model=Model(), config=config)[0]
+        engine.backward(engine(torch.ones(3, 6).bfloat16()).float().square().mean())
+        engine.step()
+        states = [v for s in engine.optimizer.state.values() for v in s.values() if v.dim() > 0]
+        assert states and {state.dtype for state in states} == {torch.bfloat16 if low else torch.float32}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stochastic_rounding_is_served(name: str) -> None:
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True}
+    config = {"optimizer": {"type": name, "params": OPTIMIZERS[name]}}
+    nearest = weights({**config, "bf16": bf16})
+    assert not torch.equal(nearest, weights({**config, "bf16": {**bf16, "stochastic_rounding": True}}))
