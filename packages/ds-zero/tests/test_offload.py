@@ -272,7 +272,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, which):
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        ({"type": "SGD", "params": {"lr": 0.1}}, "needs an optimizer made of the op table, not SGD"),
+        ({"type": "RMSprop", "params": {"lr": 0.1}}, "needs an optimizer made of the op table, not RMSprop"),
         ({"type": "Muon", "params": {"lr": 0.1}}, "not known to update each element by itself"),
     ],
 )
