@@ -241,6 +241,14 @@ def shape(session: nox.Session) -> None:
     session.run("python", "tools/shape.py", *session.posargs)
 
 
+@nox.session(default=False)
+def emulate(session: nox.Session) -> None:
+    """Run every op's cases on emulated processors; needs cross compilers and qemu, and says what it could not run."""
+    install_wheels(session, ["ds-core", "ds-accel-cpu"])
+    folder = workspace(session) / "emulated"
+    session.run("python", "tools/emulate.py", "--build", str(folder), *session.posargs, env=QUIET_ENV)
+
+
 # --- programs -----------------------------------------------------------------------------------------------------
 
 

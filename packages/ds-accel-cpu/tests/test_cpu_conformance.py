@@ -80,6 +80,27 @@ def test_fused_multiply_add_rounds_once_also_where_double_precision_rounds_twice
     assert moment.unique().tolist() == [float.fromhex(once)]
 
 
+def every_kind_of_float() -> torch.Tensor:
+    """Each exponent and sign, with mantissas at and around ties of bfloat16 and float16; mixed, then in order."""
+    tails = [0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x18000, 0x7FF000, 0x7FFFFF]
+    bits = torch.arange(-256, 256)[:, None] * 2**23 + torch.tensor(tails)
+    bits = bits.view(-1)[torch.randperm(bits.numel(), generator=torch.Generator().manual_seed(0))].to(torch.int32)
+    return torch.cat([bits, bits.sort().values]).view(torch.float32)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_kind_of_float_rounds_as_in_torch(level: str, dtype: torch.dtype) -> None:
+    # A step of nothing: what comes out of adam_ is the parameter, rounded into the copy.
+    p = every_kind_of_float()
+    want, copy = p.clone(), torch.empty_like(p, dtype=dtype)
+    g, m, v = (torch.zeros_like(p) for _ in range(3))
+    kernels(level).adam_(p, g, m, v, copy, **{**HYPER, "lr": 0.0, "weight_decay": 0.0})
+    numbers = ~want.isnan()
+    assert torch.equal(copy[numbers].view(torch.int16), want.to(dtype)[numbers].view(torch.int16))
+    assert copy[~numbers].isnan().all()
+
+
 def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
     numel = 300_007
     generator = torch.Generator().manual_seed(0)

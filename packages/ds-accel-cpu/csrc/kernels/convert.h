@@ -8,6 +8,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -127,6 +129,8 @@ inline void load_f16(const uint16_t* __restrict source, float* __restrict out, i
   for (; i + 8 <= n; i += 8) {
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
   }
+#elif defined(__aarch64__)
+  for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(source + i))));
 #endif
   for (; i < n; ++i) out[i] = f16_to_float(source[i]);
 }
@@ -138,8 +142,33 @@ inline void store_f16(const float* __restrict source, uint16_t* __restrict out, 
     const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
   }
+#elif defined(__aarch64__)
+  for (; i + 4 <= n; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(source + i))));
 #endif
   for (; i < n; ++i) out[i] = f16_of(source[i]);
+}
+
+// Note [bfloat16 by instruction]
+// The instruction of AVX512-BF16 rounds to nearest even and quiets NaNs as bf16_of does, but takes subnormal numbers
+// for zero, whatever the rounding mode and the flags say. So blocks with a zero exponent among them go the other way.
+inline void store_bf16(const float* __restrict source, uint16_t* __restrict out, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512BF16__)
+  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+  for (; i + 32 <= n; i += 32) {
+    const __m512 low = _mm512_loadu_ps(source + i);
+    const __m512 high = _mm512_loadu_ps(source + i + 16);
+    const __mmask16 small_low = _mm512_testn_epi32_mask(_mm512_castps_si512(low), exponent);
+    const __mmask16 small_high = _mm512_testn_epi32_mask(_mm512_castps_si512(high), exponent);
+    if (__builtin_expect((small_low | small_high) != 0, 0)) {
+      for (int64_t j = i; j < i + 32; ++j) out[j] = bf16_of(source[j]);
+      continue;
+    }
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    std::memcpy(out + i, &both, sizeof(both));
+  }
+#endif
+  for (; i < n; ++i) out[i] = bf16_of(source[i]);
 }
 
 // Elements [0, n) of a tensor as float32.
@@ -159,8 +188,7 @@ inline void store_block(int32_t dtype, const float* __restrict source, void* out
   if (dtype == DS_F32) {
     std::memcpy(out, source, static_cast<size_t>(n) * 4);
   } else if (dtype == DS_BF16) {
-    uint16_t* __restrict to = static_cast<uint16_t*>(out);
-    for (int64_t i = 0; i < n; ++i) to[i] = bf16_of(source[i]);
+    store_bf16(source, static_cast<uint16_t*>(out), n);
   } else {
     store_f16(source, static_cast<uint16_t*>(out), n);
   }

@@ -1,0 +1,1 @@
+"""Kernels of another processor, called from here: built for it, and run by a small program under an emulator."""
