@@ -122,6 +122,7 @@ def _build(architecture: Architecture, folder: Path) -> Built:
         "CMAKE_SYSTEM_PROCESSOR": architecture.name,
         "CMAKE_CXX_COMPILER": architecture.compiler,
         "DSK_FOR_EMULATION": "ON",
+        "DSK_LEVELS": ";".join({machine.level: "" for machine in MACHINES if machine.architecture == architecture}),
         "Python_EXECUTABLE": sys.executable,
         "SKBUILD_PROJECT_VERSION": importlib.metadata.version("ds-accel-cpu"),
     }
@@ -153,7 +154,7 @@ def probe(machine: Machine, built: Built) -> str:
     if levels.get(machine.level) != "usable":
         raise Missing(f"the emulated processor {levels.get(machine.level, 'has no such level')}")
     for level, feature in machine.lacks.items():
-        if not re.search(rf"\blacks .*\b{feature}\b", levels.get(level, f"lacks {feature}")):
+        if not re.search(rf"\blacks .*\b{feature}\b", levels[level]):
             raise Missing(f"the probe should miss {feature} for {level}, and says: {levels[level]}")
     bits = int(re.findall(r"^scalable vector bits: (\d+)$", said, re.MULTILINE)[0])
     if machine.vector_bits and bits != machine.vector_bits:
