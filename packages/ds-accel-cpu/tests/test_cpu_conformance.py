@@ -10,7 +10,7 @@ import torch
 
 from ds_accel_cpu.isa import load_level, usable_levels
 from ds_accel_cpu.ops import CpuOps
-from ds_core.ops.case import Exactness
+from ds_core.ops.case import Exactness, OpCase
 from ds_core.ops.table import OPS
 from ds_core.testing import op_cases
 
@@ -157,6 +157,25 @@ def test_results_do_not_depend_on_the_number_of_threads(level: str) -> None:
         )
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def elements(case: OpCase) -> int:
+    return sum(torch.Size(spec.shape).numel() for spec in case.tensors.values() if spec is not None)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", list(OPS))
+def test_the_largest_cases_give_the_same_bits_for_any_number_of_threads(name: str) -> None:
+    kernel = getattr(kernels(LEVELS[0]), name)
+    for case in sorted(op_cases.cases(name), key=elements)[-3:]:
+        results = []
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            call = op_cases.build(name, case)
+            found = op_cases.as_tuple(kernel(**call.tensors, **call.scalars))
+            results.append((*found, *(t for t in call.tensors.values() if t is not None)))
+        for one, four in zip(*results, strict=True):
+            op_cases.compare(four, one, Exactness(ulps=0), f"{name}, {case.name}: 4 threads and 1")
 
 
 @pytest.mark.usefixtures("threads")

@@ -153,3 +153,47 @@ def test_opcheck(name: str, arguments: Callable[..., Any]) -> None:
 def test_arguments_that_do_not_fit_are_refused(call: Callable[[torch.Tensor], Any], message: str) -> None:
     with pytest.raises(OpError, match=message):
         call(torch.zeros(2, 6))
+
+
+def added_rms(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    y, total = ops.add_rms_norm(x, x.flip(0).detach(), w, 1e-6)
+    return y + 0.3 * total + 0 * b.sum()
+
+
+def added_layer(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    y, total = ops.add_layer_norm(x, x.flip(0).detach(), w, b, 1e-5)
+    return y + 0.3 * total
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(added_rms, rms), (added_layer, layer)])
+def test_a_residual_added_first(ours: Callable[..., torch.Tensor], theirs: Callable[..., torch.Tensor]) -> None:
+    inputs = leaves((6, 5, 37), torch.float32)
+    exact = wide(inputs)
+    total = exact[0] + exact[0].flip(0).detach()
+    y, want = ours(*inputs), theirs(total, *exact[1:]) + 0.3 * total
+    torch.testing.assert_close(y.double(), want, rtol=3e-6, atol=3e-6)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    for got, right in zip(
+        torch.autograd.grad(y, inputs, dy), torch.autograd.grad(want, exact, dy.double()), strict=True
+    ):
+        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sum_with_a_residual_is_the_rounded_one_and_what_is_normalized(dtype: torch.dtype) -> None:
+    x, w, b = leaves((4, 33), dtype)
+    residual = torch.randn(4, 33).to(dtype)
+    y, total = ops.add_rms_norm(x, residual, w)
+    assert torch.equal(total, x + residual) and torch.equal(y, ops.rms_norm(x + residual, w))
+    z, total = ops.add_layer_norm(x, residual, w, b)
+    assert torch.equal(total, x + residual) and torch.equal(z, ops.layer_norm(x + residual, w, b))
+
+
+def test_a_residual_and_its_sum_get_equal_gradients_also_when_only_the_sum_is_used() -> None:
+    x, w, _ = leaves((4, 9), torch.float32)
+    residual = torch.randn(4, 9, requires_grad=True)
+    y, total = ops.add_rms_norm(x, residual, w)
+    first, second = torch.autograd.grad((y * y).sum() + total.sum(), [x, residual], retain_graph=True)
+    assert torch.equal(first, second)
+    first, second = torch.autograd.grad(total.sum(), [x, residual])
+    assert torch.equal(first, torch.ones(4, 9)) and torch.equal(second, torch.ones(4, 9))

@@ -35,6 +35,8 @@ const char* describe(int32_t status) {
       return "the workspace is too small";
     case DS_DEVICE_ERROR:
       return "the device runtime failed";
+    case DS_INDEX_OUT_OF_RANGE:
+      return "an index names no row";
     default:
       return "unknown status";
   }
@@ -83,10 +85,11 @@ class Kernel {
       exec.parallel_for = dsk::parallel_for;
       status = entry_->run(arguments, &exec);
     }
-    if (status != DS_OK) {
-      throw std::runtime_error(std::string("kernel ") + entry_->name + " refused the call (status " +
-                               std::to_string(status) + "): " + describe(status));
-    }
+    if (status == DS_OK) return;
+    const std::string message = std::string("kernel ") + entry_->name + " refused the call (status " +
+                                std::to_string(status) + "): " + describe(status);
+    if (status == DS_INDEX_OUT_OF_RANGE) throw std::out_of_range(message);  // IndexError
+    throw std::runtime_error(message);
   }
 
   std::string name() const { return entry_->name; }

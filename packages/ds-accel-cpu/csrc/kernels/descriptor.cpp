@@ -1,7 +1,10 @@
 // The one symbol this library exports.
+#include "activation/rows.h"
+#include "loss/rows.h"
 #include "norm/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
+#include "tokens/rows.h"
 
 #ifndef DSK_TARGET
 #error "define DSK_TARGET as the name of the instruction-set level"
@@ -11,9 +14,12 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_OPTIM_ROWS             //
-        DSK_NORM_ROWS          //
-            DSK_QUANTIZE_ROWS  //
+    DSK_OPTIM_ROWS                       //
+        DSK_NORM_ROWS                    //
+            DSK_QUANTIZE_ROWS            //
+                DSK_ACTIVATION_ROWS      //
+                    DSK_LOSS_ROWS        //
+                        DSK_TOKENS_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {

@@ -63,6 +63,29 @@ DSK_INLINE void for_blocks(int64_t columns, const Body& body) {
   for (int64_t column = 0; column < columns; column += kBlock) body(column, min64(kBlock, columns - column));
 }
 
+// total = x + residual over one row, rounded to `dtype`.
+inline void add_residual(int32_t dtype, const void* x, const void* residual, int64_t row, int64_t columns,
+                         void* total) {
+  alignas(64) float x_buffer[kBlock];
+  alignas(64) float residual_buffer[kBlock];
+  alignas(64) float total_buffer[kBlock];
+  for_blocks(columns, [&](int64_t column, int64_t n) {
+    const int64_t first = row * columns + column;
+    const float* __restrict a = read_block(dtype, x, first, n, x_buffer);
+    const float* __restrict b = read_block(dtype, residual, first, n, residual_buffer);
+    for (int64_t i = 0; i < n; ++i) total_buffer[i] = a[i] + b[i];
+    store_block(dtype, total_buffer, at(total, first, element_bytes(dtype)), n);
+  });
+}
+
+// Adds elements [first, first + n) of a tensor to a block, if there is one.
+DSK_INLINE void add_block(int32_t dtype, const void* tensor, int64_t first, int64_t n, float* __restrict block) {
+  if (tensor == nullptr) return;
+  alignas(64) float buffer[kBlock];
+  const float* __restrict more = read_block(dtype, tensor, first, n, buffer);
+  for (int64_t i = 0; i < n; ++i) block[i] += more[i];
+}
+
 // Adds the tasks' partial sums in order, into the first of them, and writes them out in `dtype`.
 inline void add_partials(float* partials, int64_t tasks, int64_t stride, int64_t columns, int32_t dtype, void* out) {
   if (out == nullptr) return;

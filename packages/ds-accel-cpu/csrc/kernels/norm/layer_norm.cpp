@@ -5,6 +5,9 @@
 namespace dsk {
 namespace {
 
+// What is normalized: x, or the sum that the call makes.
+const void* normalized_rows(const ds_layer_norm_forward_args& a) { return a.residual != nullptr ? a.total : a.x; }
+
 struct Statistics {
   float mean;
   float rstd;
@@ -15,13 +18,13 @@ Statistics row_statistics(const ds_layer_norm_forward_args& a, int64_t row) {
   const float count = static_cast<float>(a.columns);
   FloatLanes sums;
   for_blocks(a.columns, [&](int64_t column, int64_t n) {
-    const float* __restrict x = read_block(a.dtype, a.x, row * a.columns + column, n, buffer);
+    const float* __restrict x = read_block(a.dtype, normalized_rows(a), row * a.columns + column, n, buffer);
     sums.add(n, [x](int64_t i) { return x[i]; });
   });
   const float mean = sums.fold() / count;
   FloatLanes squares;
   for_blocks(a.columns, [&](int64_t column, int64_t n) {
-    const float* __restrict x = read_block(a.dtype, a.x, row * a.columns + column, n, buffer);
+    const float* __restrict x = read_block(a.dtype, normalized_rows(a), row * a.columns + column, n, buffer);
     squares.add(n, [x, mean](int64_t i) { return (x[i] - mean) * (x[i] - mean); });
   });
   return {mean, 1.0f / __builtin_sqrtf(squares.fold() / count + a.eps)};
@@ -30,12 +33,13 @@ Statistics row_statistics(const ds_layer_norm_forward_args& a, int64_t row) {
 void forward_row(const ds_layer_norm_forward_args& a, const float* weight, const float* bias, int64_t row) {
   alignas(64) float x_buffer[kBlock];
   alignas(64) float y_buffer[kBlock];
+  if (a.residual != nullptr) add_residual(a.dtype, a.x, a.residual, row, a.columns, a.total);
   const Statistics s = row_statistics(a, row);
   a.mean[row] = s.mean;
   a.rstd[row] = s.rstd;
   for_blocks(a.columns, [&](int64_t column, int64_t n) {
     const int64_t first = row * a.columns + column;
-    const float* __restrict x = read_block(a.dtype, a.x, first, n, x_buffer);
+    const float* __restrict x = read_block(a.dtype, normalized_rows(a), first, n, x_buffer);
     const float* __restrict w = weight + column;
     for (int64_t i = 0; i < n; ++i) y_buffer[i] = (x[i] - s.mean) * s.rstd * w[i];
     if (bias != nullptr) {
@@ -91,6 +95,7 @@ void backward_row(const ds_layer_norm_backward_args& a, const float* weight, int
     for (int64_t i = 0; i < n; ++i) {
       dx_buffer[i] = (dy[i] * w[i] - (x[i] - mean) * rstd * p.normalized - p.ones) * rstd;
     }
+    add_block(a.dtype, a.dtotal, first, n, dx_buffer);
     store_block(a.dtype, dx_buffer, at(a.dx, first, element_bytes(a.dtype)), n);
   });
 }

@@ -5,11 +5,14 @@
 namespace dsk {
 namespace {
 
+// What is normalized: x, or the sum that the call makes.
+const void* normalized_rows(const ds_rms_norm_forward_args& a) { return a.residual != nullptr ? a.total : a.x; }
+
 float row_rstd(const ds_rms_norm_forward_args& a, int64_t row) {
   alignas(64) float buffer[kBlock];
   FloatLanes squares;
   for_blocks(a.columns, [&](int64_t column, int64_t n) {
-    const float* __restrict x = read_block(a.dtype, a.x, row * a.columns + column, n, buffer);
+    const float* __restrict x = read_block(a.dtype, normalized_rows(a), row * a.columns + column, n, buffer);
     squares.add(n, [x](int64_t i) { return x[i] * x[i]; });
   });
   return 1.0f / __builtin_sqrtf(squares.fold() / static_cast<float>(a.columns) + a.eps);
@@ -18,11 +21,12 @@ float row_rstd(const ds_rms_norm_forward_args& a, int64_t row) {
 void forward_row(const ds_rms_norm_forward_args& a, const float* weight, int64_t row) {
   alignas(64) float x_buffer[kBlock];
   alignas(64) float y_buffer[kBlock];
+  if (a.residual != nullptr) add_residual(a.dtype, a.x, a.residual, row, a.columns, a.total);
   const float rstd = row_rstd(a, row);
   a.rstd[row] = rstd;
   for_blocks(a.columns, [&](int64_t column, int64_t n) {
     const int64_t first = row * a.columns + column;
-    const float* __restrict x = read_block(a.dtype, a.x, first, n, x_buffer);
+    const float* __restrict x = read_block(a.dtype, normalized_rows(a), first, n, x_buffer);
     const float* __restrict w = weight + column;
     for (int64_t i = 0; i < n; ++i) y_buffer[i] = x[i] * rstd * w[i];
     store_block(a.dtype, y_buffer, at(a.y, first, element_bytes(a.dtype)), n);
@@ -59,6 +63,7 @@ void backward_row(const ds_rms_norm_backward_args& a, const float* weight, int64
     const float* __restrict dy = read_block(a.dtype, a.dy, first, n, dy_buffer);
     const float* __restrict w = weight + column;
     for (int64_t i = 0; i < n; ++i) dx_buffer[i] = (dy[i] * w[i] - x[i] * rstd * projection) * rstd;
+    add_block(a.dtype, a.dtotal, first, n, dx_buffer);
     store_block(a.dtype, dx_buffer, at(a.dx, first, element_bytes(a.dtype)), n);
   });
 }

@@ -18,11 +18,15 @@ uint64_t layer_norm_backward_workspace(const void* arguments);
 
 }  // namespace dsk
 
-#define DSK_NORM_ROWS                                                                                            \
-  {"rms_norm_forward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::rms_norm_forward, dsk::rms_norm_forward_workspace}, \
-      {"rms_norm_backward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::rms_norm_backward,                             \
-       dsk::rms_norm_backward_workspace},                                                                        \
-      {"layer_norm_forward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::layer_norm_forward,                           \
-       dsk::layer_norm_forward_workspace},                                                                       \
-      {"layer_norm_backward", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::layer_norm_backward,                         \
-       dsk::layer_norm_backward_workspace},
+// A call that adds a residual is the same kernel with one more input.
+#define DSK_NORM_ROW(name, function) {name, 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::function, dsk::function##_workspace},
+
+#define DSK_NORM_ROWS                                        \
+  DSK_NORM_ROW("rms_norm_forward", rms_norm_forward)         \
+  DSK_NORM_ROW("rms_norm_backward", rms_norm_backward)       \
+  DSK_NORM_ROW("layer_norm_forward", layer_norm_forward)     \
+  DSK_NORM_ROW("layer_norm_backward", layer_norm_backward)   \
+  DSK_NORM_ROW("add_rms_norm_forward", rms_norm_forward)     \
+  DSK_NORM_ROW("add_rms_norm_backward", rms_norm_backward)   \
+  DSK_NORM_ROW("add_layer_norm_forward", layer_norm_forward) \
+  DSK_NORM_ROW("add_layer_norm_backward", layer_norm_backward)

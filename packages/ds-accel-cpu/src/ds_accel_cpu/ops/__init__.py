@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ds_accel_cpu.ops.activation import ActivationOps
+from ds_accel_cpu.ops.loss import LossOps
 from ds_accel_cpu.ops.norm import NormOps
 from ds_accel_cpu.ops.optim import OptimOps
 from ds_accel_cpu.ops.quantize import QuantizeOps
+from ds_accel_cpu.ops.tokens import TokenOps
 
 __all__ = ["CpuOps"]
 
 
-class CpuOps(OptimOps, NormOps, QuantizeOps):
+class CpuOps(OptimOps, NormOps, QuantizeOps, ActivationOps, LossOps, TokenOps):
     """The ops of one kernel library. Each method has the signature of the op in `ds_core.ops`.
 
     Args:

@@ -10,7 +10,7 @@ from ds_accel_cpu import _binding
 from ds_core.ops.arguments import argument_struct
 from ds_core.ops.native import DTYPE_CODES, KernelLibrary
 
-__all__ = ["CallableKernel", "Kernels", "address", "code"]
+__all__ = ["CallableKernel", "Kernels", "address", "code", "row_view"]
 
 _CODE = {getattr(torch, name): value for name, value in DTYPE_CODES.items()}
 
@@ -25,6 +25,13 @@ def code(tensor: torch.Tensor | torch.dtype | None) -> int:
 def address(tensor: torch.Tensor | None) -> int:
     """Where the first element lies; 0 for a tensor that is left out."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def row_view(x: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] of [..., columns] with dense rows, copied only if they are not dense or not evenly apart."""
+    columns = x.shape[-1] if x.dim() else 1
+    rows = x.reshape(x.numel() // columns if columns else 0, columns)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 class CallableKernel:
@@ -46,6 +53,7 @@ class CallableKernel:
         """Runs it on torch's number of threads.
 
         Raises:
+            IndexError: an index tensor names a row that is not there; nothing was written.
             RuntimeError: the kernel refused the arguments.
         """
         self._run(self._pack(**arguments), torch.get_num_threads())

@@ -43,7 +43,8 @@ enum ds_status {
   DS_BAD_ARGUMENT = 1,        /* a size, pointer or struct_size the op does not allow */
   DS_UNSUPPORTED_DTYPE = 2,   /* a dtype code, or a combination, this library does not serve */
   DS_WORKSPACE_TOO_SMALL = 3, /* less workspace than `workspace_bytes` of this op asks for */
-  DS_DEVICE_ERROR = 4         /* the device's own runtime failed (launch, driver, memory) */
+  DS_DEVICE_ERROR = 4,        /* the device's own runtime failed (launch, driver, memory) */
+  DS_INDEX_OUT_OF_RANGE = 5   /* a value of an index tensor names no row; nothing was written */
 };
 
 /* One unit of host work: called once for each task number in [0, tasks), from any thread, in any order. */
@@ -93,12 +94,15 @@ typedef struct ds_kernel_library {
 /* The one exported symbol: `const ds_kernel_library* ds_kernel_descriptor(void)`. */
 typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
 
-/* Argument structs, one per op, in a header for each family. Sizes and strides are in elements, tensors are dense unless
- * said so. Each begins with `uint32_t struct_size`; fields are of the types uint32_t, int32_t, uint64_t, int64_t, float,
- * double and pointers only, because ds_core.ops.arguments reads these very declarations. */
+/* Argument structs, one per op, in a header for each family. Sizes and strides are in elements, tensors are dense
+ * unless said so. Each begins with `uint32_t struct_size`; fields are of the types uint32_t, int32_t, uint64_t,
+ * int64_t, float, double and pointers only, because ds_core.ops.arguments reads these very declarations. */
+#include "ds_kernel/activation.h"
+#include "ds_kernel/loss.h"
 #include "ds_kernel/norm.h"
 #include "ds_kernel/optim.h"
 #include "ds_kernel/quantize.h"
+#include "ds_kernel/tokens.h"
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,13 @@ from ds_core.ops.table import OPS
 if TYPE_CHECKING:
     from ds_core.ops._adagrad import adagrad_
     from ds_core.ops._adam import adam_
+    from ds_core.ops._add_norm import add_layer_norm, add_rms_norm
+    from ds_core.ops._combine_rows import combine_rows
+    from ds_core.ops._cross_entropy import cross_entropy, cross_entropy_
+    from ds_core.ops._gated_activation import gated_activation, gated_activation_packed
+    from ds_core.ops._gather_rows import gather_rows, replace_rows
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+    from ds_core.ops._linear_cross_entropy import linear_cross_entropy
     from ds_core.ops._lion import lion_
     from ds_core.ops._quantize import (
         Quantized,
@@ -27,7 +33,10 @@ if TYPE_CHECKING:
         quantize_int8,
     )
     from ds_core.ops._rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+    from ds_core.ops._rotary import rotary, rotary_, rotary_tables
+    from ds_core.ops._scatter_rows import scatter_rows
     from ds_core.ops._sgd import sgd_
+    from ds_core.ops._softmax import softmax, softmax_backward
     from ds_core.ops._sum_of_squares import sum_of_squares
 
 __all__ = [
@@ -35,27 +44,59 @@ __all__ = [
     "Quantized",
     "adagrad_",
     "adam_",
+    "add_layer_norm",
+    "add_rms_norm",
+    "combine_rows",
+    "cross_entropy",
+    "cross_entropy_",
     "dequantize",
     "dequantize_int4",
     "dequantize_int8",
+    "gated_activation",
+    "gated_activation_packed",
+    "gather_rows",
     "implementations",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "linear_cross_entropy",
     "lion_",
     "quantize",
     "quantize_int4",
     "quantize_int8",
+    "replace_rows",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "rotary",
+    "rotary_",
+    "rotary_tables",
+    "scatter_rows",
     "sgd_",
+    "softmax",
+    "softmax_backward",
     "sum_of_squares",
 ]
 
 _HOME = {
     "Quantized": "_quantize",
     "adagrad_": "_adagrad",
+    "add_layer_norm": "_add_norm",
+    "add_rms_norm": "_add_norm",
+    "combine_rows": "_combine_rows",
+    "cross_entropy": "_cross_entropy",
+    "cross_entropy_": "_cross_entropy",
+    "gated_activation": "_gated_activation",
+    "gated_activation_packed": "_gated_activation",
+    "gather_rows": "_gather_rows",
+    "replace_rows": "_gather_rows",
+    "linear_cross_entropy": "_linear_cross_entropy",
+    "rotary": "_rotary",
+    "rotary_": "_rotary",
+    "rotary_tables": "_rotary",
+    "scatter_rows": "_scatter_rows",
+    "softmax": "_softmax",
+    "softmax_backward": "_softmax",
     "adam_": "_adam",
     "dequantize": "_quantize",
     "dequantize_int4": "_quantize",

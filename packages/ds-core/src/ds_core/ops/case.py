@@ -18,6 +18,10 @@ class Fill(Enum):
     ZEROS = "zeros"
     SPECIAL = "special"  # normal with some infinities, NaNs and zeros of both signs
     INTEGERS = "integers"  # whole numbers in [-127, 127]
+    INDICES = "indices"  # whole numbers in [0, scale), some of them more than once
+    RISING = "rising"  # different whole numbers in [0, scale), sorted along the last dimension
+    HOLES = "holes"  # as INDICES, but every seventh is -1
+    TARGETS = "targets"  # as INDICES, but every fifth is -100
 
 
 class Layout(Enum):

@@ -8,7 +8,17 @@ import torch
 
 from ds_core.errors import OpError
 
-__all__ = ["FLOATS", "expect_device", "expect_dtype", "expect_flat", "expect_shape", "name_of"]
+__all__ = [
+    "FLOATS",
+    "expect_device",
+    "expect_dtype",
+    "expect_flat",
+    "expect_index",
+    "expect_like",
+    "expect_rows_exist",
+    "expect_shape",
+    "name_of",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes the numeric ops take."""
@@ -51,3 +61,37 @@ def expect_flat(op: str, argument: str, tensor: torch.Tensor) -> None:
             f"{op}: {argument} must be contiguous, got strides {tensor.stride()} for shape {tuple(tensor.shape)}. "
             "Pass tensor.contiguous()."
         )
+
+
+def expect_like(op: str, argument: str, tensor: torch.Tensor, other: str, like: torch.Tensor) -> None:
+    """The tensor has the shape, dtype and device of `like`, which is called `other`."""
+    expect_shape(op, argument, tensor, like.shape, f"the shape of {other}")
+    if tensor.dtype != like.dtype:
+        raise OpError(f"{op}: {argument} must be {name_of(like.dtype)} like {other}, got {name_of(tensor.dtype)}.")
+    expect_device(op, argument, tensor, other, like.device)
+
+
+def expect_index(op: str, argument: str, tensor: torch.Tensor, other: str, device: torch.device) -> None:
+    """The tensor holds int64 and lives on that device. What it holds is for `expect_rows_exist`."""
+    expect_dtype(op, argument, tensor, (torch.int64,))
+    expect_device(op, argument, tensor, other, device)
+
+
+def expect_rows_exist(
+    op: str, argument: str, index: torch.Tensor, rows: int, other: int | None = None, why: str = ""
+) -> None:
+    """Every value of an index is in [0, rows), or `other`.
+
+    References call it before they read a row; kernels check by themselves, and what calls them comes here for the
+    message when they refuse.
+    """
+    bad = (index < 0) | (index >= rows)
+    if other is not None:
+        bad &= index != other
+    if bool(bad.any()):
+        place = tuple(bad.nonzero()[0].tolist())
+        value = int(index[place].item()) if place else int(index.item())
+        allowed = f"0 to {rows - 1}" if rows > 0 else "no value at all, for there are no rows"
+        extra = "" if other is None else f", or {other}{why}"
+        at = f"[{', '.join(map(str, place))}]" if place else ""
+        raise OpError(f"{op}: {argument}{at} is {value}; allowed: {allowed}{extra}. {int(bad.sum())} values are off.")

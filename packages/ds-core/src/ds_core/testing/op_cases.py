@@ -152,6 +152,8 @@ def _tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
     if spec.fill is Fill.INTEGERS:
         return torch.randint(-127, 128, spec.shape, generator=generator)
+    if spec.fill in (Fill.INDICES, Fill.RISING, Fill.HOLES, Fill.TARGETS):
+        return _indices(spec, generator)
     if spec.fill is Fill.ZEROS:
         return torch.zeros(spec.shape)
     if not spec.shape:  # a scalar is a parameter of the call: exactly the scale
@@ -166,6 +168,19 @@ def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
         flat = values.view(-1)
         for offset, special in enumerate((float("inf"), float("-inf"), float("nan"), 0.0, -0.0)):
             flat[offset * 7 :: 501] = special
+    return values
+
+
+def _indices(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    bound = int(spec.scale)
+    if spec.fill is Fill.RISING:
+        drawn = torch.rand((*spec.shape[:-1], bound), generator=generator).argsort(-1)
+        return drawn[..., : spec.shape[-1]].sort(-1).values
+    values = torch.randint(0, bound, spec.shape, generator=generator)
+    if spec.fill is Fill.HOLES:
+        values.view(-1)[3::7] = -1
+    if spec.fill is Fill.TARGETS:
+        values.view(-1)[2::5] = -100
     return values
 
 

@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* rms_norm_forward: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) of each row. */
+/* rms_norm_forward: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) of each row.
+ * add_rms_norm_forward: with total = x + residual, rounded to `dtype`, in place of x. */
 typedef struct ds_rms_norm_forward_args {
   uint32_t struct_size;
   int32_t dtype; /* of x and y */
@@ -15,10 +16,13 @@ typedef struct ds_rms_norm_forward_args {
   const void* x;
   const void* weight;
   void* y;
-  float* rstd; /* [rows] */
+  float* rstd;          /* [rows] */
+  const void* residual; /* like x, or NULL */
+  void* total;          /* like x; NULL without residual */
 } ds_rms_norm_forward_args;
 
-/* rms_norm_backward: gradients of x and weight. */
+/* rms_norm_backward: gradients of x and weight. add_rms_norm_backward: x is the total, and dtotal, the gradient that it
+ * has from its other use, is added to dx. */
 typedef struct ds_rms_norm_backward_args {
   uint32_t struct_size;
   int32_t dtype;        /* of dy, x and dx */
@@ -32,9 +36,11 @@ typedef struct ds_rms_norm_backward_args {
   const float* rstd;
   void* dx;
   void* dweight;
+  const void* dtotal; /* like x, or NULL */
 } ds_rms_norm_backward_args;
 
-/* layer_norm_forward: y = (x - mean) * rstd * weight + bias of each row; bias may be NULL. */
+/* layer_norm_forward: y = (x - mean) * rstd * weight + bias of each row; bias may be NULL.
+ * add_layer_norm_forward: with total = x + residual, rounded to `dtype`, in place of x. */
 typedef struct ds_layer_norm_forward_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -48,9 +54,11 @@ typedef struct ds_layer_norm_forward_args {
   void* y;
   float* mean; /* [rows] */
   float* rstd; /* [rows] */
+  const void* residual;
+  void* total;
 } ds_layer_norm_forward_args;
 
-/* layer_norm_backward: gradients of x, weight and bias; dbias may be NULL. */
+/* layer_norm_backward: gradients of x, weight and bias; dbias may be NULL. add_layer_norm_backward: as for rms_norm. */
 typedef struct ds_layer_norm_backward_args {
   uint32_t struct_size;
   int32_t dtype;
@@ -66,6 +74,7 @@ typedef struct ds_layer_norm_backward_args {
   void* dx;
   void* dweight;
   void* dbias;
+  const void* dtotal;
 } ds_layer_norm_backward_args;
 
 #endif /* DS_KERNEL_NORM_H */
