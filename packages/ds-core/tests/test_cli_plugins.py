@@ -112,7 +112,8 @@ def test_report_has_the_facts_of_a_bug_report() -> None:
     rows = {(row["section"], row["name"]): row for row in json.loads(done.stdout)}
     assert rows["system", "python"]["value"].startswith(sys.version.split()[0])
     assert rows["torch", "torch"]["value"]
-    assert "cores usable" in rows["system", "cpu"]["value"]
+    assert "CPUs usable" in rows["system", "cpu"]["value"]
+    assert "node 0: CPUs" in rows["system", "cores"]["value"]
     assert rows["accelerators", "ds-core:reference"]["status"] == "ok"
     assert rows["wheels", "ds-core:builtin"]["status"] == "ok"
     assert rows["environment", "DS_PLUGINS_AUTOLOAD"]["value"] == "0"

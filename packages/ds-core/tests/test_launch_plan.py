@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 
 from ds_core.errors import LaunchError
 from ds_core.launch import LaunchSpec, LocalLauncher, RankFailure, RanksFailedError
+from ds_core.launch.local import threads_of_each
 from ds_core.launch.outcome import explain_exit, first_failure, read_failures, write_failures
-from ds_core.launch.rank import share_of_cores
 from ds_core.launch.registry import ENTRIES
 
 
@@ -67,21 +66,8 @@ def test_the_environment_is_the_callers_plus_the_jobs(script: str, capsys: pytes
     assert made["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "9"
     assert capsys.readouterr().err == ""
     made = LocalLauncher().environment(spec, {})
-    cores = len(os.sched_getaffinity(0))
-    assert made["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    assert made["OMP_NUM_THREADS"] == str(threads_of_each(2))
     assert "OMP_NUM_THREADS" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("cores", "world", "shares"),
-    [
-        ([0, 1, 2, 3], 2, [[0, 1], [2, 3]]),
-        ([0, 1, 2, 5, 7], 2, [[0, 1, 2], [5, 7]]),
-        ([4, 6], 3, [[4], [6], [4]]),
-    ],
-)
-def test_cores_are_shared_out(cores: list[int], world: int, shares: list[list[int]]) -> None:
-    assert [share_of_cores(cores, rank, world) for rank in range(world)] == shares
 
 
 def failure(rank: int, code: int, time_s: float, error: str = "") -> RankFailure:

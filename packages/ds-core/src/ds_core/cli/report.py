@@ -59,8 +59,25 @@ def _system() -> list[ReportRow]:
     return [
         ReportRow("system", "python", f"{platform.python_version()} ({sys.executable})"),
         ReportRow("system", "os", platform.platform()),
-        ReportRow("system", "cpu", f"{_cpu_name()}, {cores} cores usable"),
+        ReportRow("system", "cpu", f"{_cpu_name()}, {cores} CPUs usable"),
+        *_cores(),
     ]
+
+
+def _cores() -> list[ReportRow]:
+    """Which cores ``ds run --bind-cores-to-rank`` would share out, and by which nodes."""
+    if sys.platform != "linux":
+        return []
+    from ds_core.launch.topology import cores_text, read_topology
+
+    found = read_topology()
+    quota = "" if found.quota is None else f"; the cgroup grants the time of {found.quota:g}"
+    by_node = "; ".join(
+        f"node {node}: CPUs {cores_text(cpu.id for cpu in found.cpus if cpu.node == node)}" for node in found.nodes
+    )
+    threads = len(found.cpus) / max(found.core_count, 1)
+    value = f"{found.core_count} with {threads:g} hardware thread{'s' if threads > 1 else ''} each, {by_node}{quota}"
+    return [ReportRow("system", "cores", value)]
 
 
 def _cpu_name() -> str:

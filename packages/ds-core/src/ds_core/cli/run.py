@@ -41,9 +41,19 @@ def command(
     log_dir: Annotated[
         Path | None, typer.Option("--log-dir", "--enable_each_rank_log", help="Keep each rank's output here.")
     ] = None,
-    bind_cores: Annotated[
-        bool, typer.Option("--bind-cores", "--bind_cores_to_rank", help="Give each rank its own cores.")
+    bind_cores_to_rank: Annotated[
+        bool,
+        typer.Option(
+            "--bind-cores-to-rank",
+            "--bind_cores_to_rank",
+            "--bind-cores",
+            help="Give each rank its own cores and as many threads, memory node by memory node.",
+        ),
     ] = False,
+    bind_core_list: Annotated[
+        str | None,
+        typer.Option("--bind-core-list", "--bind_core_list", help="Cores to share out, like 0-27,32-59."),
+    ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the ranks; repeatable.")] = None,
     grace: Annotated[int, typer.Option("--grace", help="Seconds ranks get to end after Ctrl-C or SIGTERM.")] = 30,
     launcher: Annotated[str, typer.Option("--launcher", help="How ranks are started: a launcher's name.")] = "local",
@@ -61,7 +71,8 @@ def command(
         no_python=no_python,
         max_restarts=max_restarts,
         log_dir=log_dir,
-        bind_cores=bind_cores,
+        bind_cores_to_rank=bind_cores_to_rank,
+        bind_core_list=bind_core_list,
         env=_variables(env or []),
         grace_s=grace,
     )

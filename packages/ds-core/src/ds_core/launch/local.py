@@ -9,16 +9,29 @@ import time
 from collections.abc import Mapping
 from typing import ClassVar
 
+from ds_core.errors import LaunchError
+from ds_core.launch import binding
 from ds_core.launch.base import Launcher
+from ds_core.launch.bind import THREADS_VARIABLE
+from ds_core.launch.binding import plan_shares
 from ds_core.launch.spec import LaunchSpec
+from ds_core.launch.topology import read_topology
 
-__all__ = ["LocalLauncher", "available_cores"]
+__all__ = ["LocalLauncher", "available_cores", "threads_of_each"]
 
 
 class LocalLauncher(Launcher):
     """torchrun's agent in a process of its own, meeting on loopback when there is one machine."""
 
     name: ClassVar[str] = "local"
+
+    def check(self, spec: LaunchSpec) -> None:
+        """Raise `LaunchError` when the job cannot be served here, for want of cores too."""
+        super().check(spec)
+        if spec.binds:
+            if sys.platform != "linux":
+                raise LaunchError(f"--bind-cores-to-rank needs Linux, this is {sys.platform}; leave it out")
+            plan_shares(read_topology(), self.nproc(spec), spec.bind_core_list)
 
     def command(self, spec: LaunchSpec) -> list[str]:
         """``python -m ds_core.launch.agent`` with torchrun's own flags, then the script under `ds_core.launch.rank`."""
@@ -39,8 +52,8 @@ class LocalLauncher(Launcher):
         if spec.no_python:
             return [*words, "--no-python", "--", spec.script, *spec.arguments]
         words += ["--module", "--", "ds_core.launch.rank"]
-        if spec.bind_cores:
-            words.append("--bind-cores")
+        if spec.binds:
+            words.append("--bind-cores" if spec.bind_core_list is None else f"--bind-cores={spec.bind_core_list}")
         if spec.module:
             words.append("--module")
         return [*words, spec.script, *spec.arguments]
@@ -51,12 +64,15 @@ class LocalLauncher(Launcher):
         # A rank that runs inside another job's rank must not take its place for its own.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
             made.pop(name, None)
-        nproc, cores = self.nproc(spec), available_cores()
+        made.pop(THREADS_VARIABLE, None)
         if "OMP_NUM_THREADS" not in made:
-            made["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
-            if nproc > 1:
+            nproc = self.nproc(spec)
+            made["OMP_NUM_THREADS"] = str(threads_of_each(nproc))
+            if spec.binds:
+                made[THREADS_VARIABLE] = "share"  # each rank says itself how many it starts
+            elif nproc > 1:
                 sys.stderr.write(
-                    f"ds run: OMP_NUM_THREADS={made['OMP_NUM_THREADS']} ({cores} cores for {nproc} ranks); "
+                    f"ds run: OMP_NUM_THREADS={made['OMP_NUM_THREADS']} ({available_cores()} cores for {nproc} ranks); "
                     "set it yourself to choose\n"
                 )
         if spec.nnodes == 1 and sys.platform.startswith("linux"):
@@ -68,8 +84,14 @@ class LocalLauncher(Launcher):
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
+    """Cores this process may use; a core with several hardware threads counts once."""
+    if sys.platform != "linux":
         return os.cpu_count() or 1
+    return read_topology().core_count
+
+
+def threads_of_each(ranks: int) -> int:
+    """Threads for each of `ranks` that are not bound."""
+    if sys.platform != "linux":
+        return max(1, available_cores() // ranks)
+    return binding.threads_of_each(read_topology(), ranks)

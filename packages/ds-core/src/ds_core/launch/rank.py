@@ -1,7 +1,7 @@
 """What runs in each rank's process: pins cores, runs the script as ``__main__``, and leaves word of why it failed.
 
-Started by the agent as ``python -m ds_core.launch.rank [--bind-cores] [--module] SCRIPT ARGS...``. Imports nothing
-heavy, so that the script decides when torch is imported.
+Started by the agent as ``python -m ds_core.launch.rank [--bind-cores[=LIST]] [--module] SCRIPT ARGS...``. Imports
+nothing heavy, so that the script decides when torch is imported.
 
 Note [A rank leaves without native teardown]
     A worker thread of gloo gives back the tensors of the last collective after whoever waited for it has gone on. When
@@ -27,22 +27,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from ds_core.launch.bind import bind
 from ds_core.launch.orphan import end_with_parent
 
-__all__ = ["main", "share_of_cores"]
+__all__ = ["main"]
 
 
 def main(words: list[str]) -> None:
     """Run the script as Python itself would, with its error written for the agent."""
-    flags = []
-    while words and words[0] in ("--bind-cores", "--module"):
-        flags.append(words.pop(0))
-    end_with_parent()
+    flags = {}
+    while words and words[0].partition("=")[0] in ("--bind-cores", "--module"):
+        flag, _, value = words.pop(0).partition("=")
+        flags[flag] = value
     if "--bind-cores" in flags:
-        cores = share_of_cores(
-            sorted(os.sched_getaffinity(0)), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        )
-        os.sched_setaffinity(0, cores)
+        bind(os.environ, flags["--bind-cores"] or None)  # first of all: threads stay where they are started
+    end_with_parent()
     target = words[0]
     sys.argv = list(words)
     try:
@@ -77,15 +76,6 @@ def _leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # closed, or a pipe nobody reads any more
             stream.flush()
     os._exit(code & 0xFF)
-
-
-def share_of_cores(cores: list[int], local_rank: int, local_world: int) -> list[int]:
-    """The cores of one rank: equal consecutive shares, the first ones a core larger; shared when there are too few."""
-    if len(cores) < local_world:
-        return [cores[local_rank % len(cores)]]
-    size, extra = divmod(len(cores), local_world)
-    start = local_rank * size + min(local_rank, extra)
-    return cores[start : start + size + (local_rank < extra)]
 
 
 def _run_file(script: str) -> None:

@@ -29,7 +29,8 @@ class LaunchSpec:
         no_python: `script` is a program of its own.
         max_restarts: how often all ranks are started again after one failed.
         log_dir: folder for one output file per rank, beside the console.
-        bind_cores: give each rank its own share of the cores.
+        bind_cores_to_rank: give each rank its own share of the cores, by memory node.
+        bind_core_list: the cores to share out, like ``0-27,32-59``; implies `bind_cores_to_rank`.
         env: variables for the ranks.
         grace_s: how long ranks may take to end after Ctrl-C or SIGTERM, to write a checkpoint.
     """
@@ -45,9 +46,15 @@ class LaunchSpec:
     no_python: bool = False
     max_restarts: int = 0
     log_dir: Path | None = None
-    bind_cores: bool = False
+    bind_cores_to_rank: bool = False
+    bind_core_list: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     grace_s: int = 30
+
+    @property
+    def binds(self) -> bool:
+        """Whether ranks are bound to cores."""
+        return self.bind_cores_to_rank or self.bind_core_list is not None
 
     def validate(self) -> None:
         """Check what can be checked before anything starts.
@@ -74,7 +81,7 @@ class LaunchSpec:
             raise LaunchError(f"--master-port must be in 0..65535, got {self.master_port}")
         if self.module and self.no_python:
             raise LaunchError("--module and --no-python exclude each other")
-        if self.no_python and self.bind_cores:
-            raise LaunchError("--bind-cores needs a Python script: with --no-python use taskset or numactl")
+        if self.no_python and self.binds:
+            raise LaunchError("--bind-cores-to-rank needs a Python script: with --no-python use taskset or numactl")
         if not self.module and not self.no_python and not Path(self.script).is_file():
             raise LaunchError(f"there is no script {self.script!r} in {Path.cwd()}; for a module use --module NAME")
