@@ -81,3 +81,10 @@ def test_the_accelerator_brings_an_engine_where_it_can() -> None:
 
 def test_files_and_device_memory_are_not_the_cpus_business() -> None:
     assert CpuAccelerator().async_io(AioSection(use_gds=True)) is None
+
+
+@pytest.mark.skipif(bool(refusal()), reason="io_uring cannot be used here at all")
+def test_rings_that_cannot_be_had_are_said_once_and_threads_serve(caplog: pytest.LogCaptureFixture) -> None:
+    assert CpuAccelerator().async_io(AioSection.model_construct(queue_depth=1_000_000_000)) is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith("threads move tensors to and from files: no 1 io_uring of 1000000000 entries")

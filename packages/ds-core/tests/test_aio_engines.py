@@ -170,6 +170,25 @@ def test_a_missing_file_is_named_with_offset_size_and_reason(tmp_path, make):
         handle.wait()
 
 
+def test_too_many_open_files_fail_the_request_and_not_the_engine(tmp_path, make):
+    opened = []
+
+    def no_second(what, flags, offset):
+        if what == "open":
+            opened.append(flags)
+            return errno.EMFILE if len(opened) == 2 else None
+        return None
+
+    calls = Recorded(no_second)
+    io = make(calls=calls)
+    tensor = random_bytes(BLOCK + 5)  # a whole block past the page cache, and a ragged end through it
+    with pytest.raises(OffloadError, match="EMFILE, Too many open files"):
+        io.write(tensor, tmp_path / "file", 0).wait()
+    io.write(tensor, tmp_path / "file", 0).wait()
+    assert (tmp_path / "file").read_bytes() == bytes(tensor.tolist())
+    assert calls.opened == calls.closed
+
+
 def test_a_file_that_ends_early_is_an_error(tmp_path, make):
     (tmp_path / "short").write_bytes(bytes(10_000))
     for out in (aligned_empty(3 * BLOCK, torch.uint8), torch.zeros(20_001, dtype=torch.uint8)[1:]):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ds_core.accelerator import Capability, HostAccelerator
+from ds_core.errors import OffloadError
 
 if TYPE_CHECKING:
     from ds_core.aio import AsyncIO
     from ds_core.config.aio import AioSection
 
 __all__ = ["CpuAccelerator"]
+
+logger = logging.getLogger(__name__)
 
 
 class CpuAccelerator(HostAccelerator):
@@ -27,17 +31,21 @@ class CpuAccelerator(HostAccelerator):
         return {**super().properties(index), "kernels": library().target}
 
     def async_io(self, config: AioSection) -> AsyncIO | None:
-        """An engine on io_uring; None where the kernel forbids it, or `config` asks for files and device memory."""
+        """An engine on io_uring; None where the kernel or a limit forbids it, or `config.use_gds` asks for another way."""
         from ds_accel_cpu.aio import refusal
 
         if config.use_gds or refusal():
             return None
         from ds_accel_cpu.aio.uring import UringIO
 
-        return UringIO(
-            block_size=config.block_size,
-            queue_depth=config.queue_depth,
-            intra_op_parallelism=config.intra_op_parallelism,
-            overlap_events=config.overlap_events,
-            single_submit=config.single_submit,
-        )
+        try:
+            return UringIO(
+                block_size=config.block_size,
+                queue_depth=config.queue_depth,
+                intra_op_parallelism=config.intra_op_parallelism,
+                overlap_events=config.overlap_events,
+                single_submit=config.single_submit,
+            )
+        except OffloadError as error:
+            logger.warning("threads move tensors to and from files: %s", error)
+            return None

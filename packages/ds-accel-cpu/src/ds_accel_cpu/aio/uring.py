@@ -86,7 +86,7 @@ class UringRequest(FileRequest):
             if transfer.code:
                 error = OSError(transfer.code, os.strerror(transfer.code))
                 if transfer.code == errno.ENODATA:
-                    error = ends_early(self.path)
+                    error = _ends_early(self.path)
                 self.fail(error, f"{system_text(error)} at offset {transfer.position}")
             self.settle()
 
@@ -165,13 +165,19 @@ class UringIO(FileIO[UringRequest]):
             hands=self.lanes,
         )
         is_cached = any(span.way is Way.BUFFERED for run in plan for span in run)
+        try:
+            cached_fd = file.cached_fd() if is_cached else -1
+        except OSError as error:
+            request.fail(error, f"it cannot be opened ({system_text(error)})")
+            request.settle()
+            return
         request.transfer = self._engine.begin(
             memory=request.address,
             offset=request.offset,
             nbytes=request.nbytes,
             writes=request.writes,
             direct_fd=-1 if file.direct_fd is None else file.direct_fd,
-            cached_fd=file.cached_fd() if is_cached else -1,
+            cached_fd=cached_fd,
             runs=[(next(self._turn), [(span.start, span.nbytes, _CODES[span.way]) for span in run]) for run in plan],
         )
 
@@ -215,6 +221,13 @@ class _Before:
             return self._calls.before(fd, offset, nbytes, writes=writes)
         except OSError as error:
             return -(error.errno or errno.EIO)
+
+
+def _ends_early(path: Path) -> OSError:
+    try:
+        return ends_early(path)
+    except OSError as error:  # the file is gone since
+        return error
 
 
 def _end(engine: _aio.Engine, requests: set[UringRequest], registered: dict[int, torch.Tensor], pid: int) -> None:
