@@ -31,7 +31,7 @@ class CpuAccelerator(HostAccelerator):
         return {**super().properties(index), "kernels": library().target}
 
     def async_io(self, config: AioSection) -> AsyncIO | None:
-        """An engine on io_uring; None where the kernel or a limit forbids it, or `config.use_gds` asks for another way."""
+        """An engine on io_uring; None where the kernel or a limit forbids it, or `use_gds` asks for another way."""
         from ds_accel_cpu.aio import refusal
 
         if config.use_gds or refusal():
