@@ -112,21 +112,6 @@ def test_compiled_as_one_graph(ours: Callable[..., torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("rms_norm_forward", lambda x, w, b, s: (x, w, 1e-6)),
-        ("rms_norm_backward", lambda x, w, b, s: (x.detach(), x.detach(), w.detach(), s)),
-        ("layer_norm_forward", lambda x, w, b, s: (x, w, b, 1e-5)),
-        ("layer_norm_forward", lambda x, w, b, s: (x, w, None, 1e-5)),
-        ("layer_norm_backward", lambda x, w, b, s: (x.detach(), x.detach(), w.detach(), s, s)),
-    ],
-)
-def test_opcheck(name: str, arguments: Callable[..., Any]) -> None:
-    x, w, b = leaves((4, 6), torch.float32)
-    torch.library.opcheck(getattr(torch.ops.ds, name).default, arguments(x, w, b, torch.rand(4) + 0.5))
-
-
-@pytest.mark.parametrize(
     ("call", "message"),
     [
         (
