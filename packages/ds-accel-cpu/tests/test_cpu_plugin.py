@@ -33,7 +33,7 @@ def test_it_is_discovered_in_good_order() -> None:
 
 
 def test_every_op_of_the_table_has_a_kernel_here() -> None:
-    assert {impl.op for impl in plugin.ds_ops()} == set(OPS) == set(library().kernels)
+    assert {impl.op for impl in plugin.ds_ops()} == set(OPS) == set(library().kernels) - {"reduce_ranks"}
     for impl in plugin.ds_ops():
         assert callable(load_ref(impl.load))
 

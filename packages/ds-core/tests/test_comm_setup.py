@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ds_core import comm
+from ds_core.accelerator import select
 from ds_core.comm.backends import choose_backend
 from ds_core.comm.discovery import discover
 from ds_core.comm.setup import default_timeout
@@ -52,7 +53,8 @@ def start_alone() -> dict[str, Any]:
     comm.init_distributed()
     tensor = torch.ones(2)
     comm.all_reduce(tensor)
-    out = {"size": comm.get_world_size(), "listening": listening(), "backend": dist.get_backend()}
+    own = select().comm_backend()
+    out = {"size": comm.get_world_size(), "listening": listening(), "backend": dist.get_backend(), "own": own}
     comm.destroy_process_group()
     assert not comm.is_initialized()
     comm.init_distributed()
@@ -63,7 +65,7 @@ def start_alone() -> dict[str, Any]:
 def test_one_rank_listens_on_loopback_at_most() -> None:
     (out,) = run_ranks(start_alone, 1, init=False)
     assert out["size"] == 1
-    assert out["backend"] == "gloo"
+    assert out["backend"] == out["own"]
     assert out["listening"] <= {"0100007F"}
 
 
@@ -208,9 +210,21 @@ def test_a_plugins_backend_may_decline() -> None:
     entry = CommBackendEntry("ds_test_gloo", ("cpu",), "torch.distributed:ProcessGroupGloo", "builtins:dict")
     manager: Any = OneBackendManager(entry)
     with pytest.raises(
-        CommError, match=r"'ds_test_gloo' cannot serve this job: \{'device_type': 'cpu', 'world_size': 1"
+        CommError, match=r"'ds_test_gloo', which cannot serve this job: \{'device_type': 'cpu', 'world_size': 1"
     ):
         choose_backend("ds_test_gloo", {}, discover({}), manager=manager)
+
+
+def test_a_backend_nobody_asked_for_gives_way_to_gloo(caplog: pytest.LogCaptureFixture) -> None:
+    class Choosing(OneBackendAccelerator):
+        def comm_backend(self) -> str:
+            return "ds_test_gloo"
+
+    chosen: Any = Choosing()
+    entry = CommBackendEntry("ds_test_gloo", ("cpu",), "torch.distributed:ProcessGroupGloo", "builtins:dict")
+    manager: Any = OneBackendManager(entry)
+    assert choose_backend(None, {}, discover({}), chosen, manager) == "gloo"
+    assert "ds_test_gloo cannot serve this job, gloo is used: {'device_type'" in caplog.text
 
 
 def mpi_names() -> dict[str, str | None]:

@@ -4,6 +4,7 @@
 #include "norm/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
+#include "reduce/rows.h"
 #include "tokens/rows.h"
 
 #ifndef DSK_TARGET
@@ -14,12 +15,13 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_OPTIM_ROWS                       //
-        DSK_NORM_ROWS                    //
-            DSK_QUANTIZE_ROWS            //
-                DSK_ACTIVATION_ROWS      //
-                    DSK_LOSS_ROWS        //
-                        DSK_TOKENS_ROWS  //
+    DSK_OPTIM_ROWS                           //
+        DSK_NORM_ROWS                        //
+            DSK_QUANTIZE_ROWS                //
+                DSK_ACTIVATION_ROWS          //
+                    DSK_LOSS_ROWS            //
+                        DSK_TOKENS_ROWS      //
+                            DSK_REDUCE_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {

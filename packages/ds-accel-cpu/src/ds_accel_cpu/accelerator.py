@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,3 +50,7 @@ class CpuAccelerator(HostAccelerator):
         except OffloadError as error:
             logger.warning("threads move tensors to and from files: %s", error)
             return None
+
+    def comm_backend(self) -> str:
+        """Shared memory on Linux; `ds_core.comm` takes gloo where that cannot serve."""
+        return "shm" if sys.platform == "linux" else super().comm_backend()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
-from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, OptimizerEntry, ReportRow, hookimpl
+from ds_core.hooks import AcceleratorEntry, Availability, CommBackendEntry, OpImpl, OptimizerEntry, ReportRow, hookimpl
 
 DS_HOOK_API = (1, 0)
 
@@ -71,6 +72,21 @@ def ds_accelerators() -> Iterable[AcceleratorEntry]:
 def ds_ops() -> Iterable[OpImpl]:
     """Native kernels for every op of the table."""
     return [OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}") for op in _OPS]
+
+
+@hookimpl
+def ds_comm_backends() -> Iterable[CommBackendEntry]:
+    """Shared memory between the ranks of one host, on Linux."""
+    if sys.platform != "linux":
+        return []
+    return [
+        CommBackendEntry(
+            "shm",
+            device_types=("cpu",),
+            factory="ds_accel_cpu.comm.group:ShmGroup",
+            supports="ds_accel_cpu.comm.connect:supports",
+        )
+    ]
 
 
 @hookimpl

@@ -8,6 +8,7 @@ A `CommBackendEntry` names a factory with the signature torch asks of third-part
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_backend"]
 
+logger = logging.getLogger(__name__)
+
 
 def choose_backend(
     requested: str | None,
@@ -35,7 +38,8 @@ def choose_backend(
     """The backend for ``init_process_group``: argument, DS_COMM_BACKEND, the accelerator's, gloo.
 
     A backend of a device is completed with gloo for host tensors (``"cpu:gloo,cuda:nccl"``). Where gloo is chosen for
-    a device whose tensors it does not take, it is core's staged one; see Note [Staged collectives].
+    a device whose tensors it does not take, it is core's staged one; see Note [Staged collectives]. A backend that
+    nobody asked for and that cannot serve the job gives way to gloo, with the reason in the log.
     """
     named = requested or environ.get("DS_COMM_BACKEND")
     asked_by = "dist_backend" if requested else "DS_COMM_BACKEND"
@@ -49,9 +53,17 @@ def choose_backend(
         device_type = accelerator.device_type
     if accelerator is not None and named.lower() == "gloo" and not _gloo_takes(accelerator.device_type):
         named = staged.register(accelerator.device_type)
+    is_asked_for = bool(requested or environ.get("DS_COMM_BACKEND"))
     for part in named.split(","):
         device, _, name = part.rpartition(":")
-        _make_known(name.strip().lower(), device or device_type, asked_by, placement, manager)
+        reason = _make_known(name.strip().lower(), device or device_type, asked_by, placement, manager)
+        if reason and is_asked_for:
+            raise CommError(
+                f"{asked_by} asks for communication backend {name!r}, which cannot serve this job: {reason}"
+            )
+        if reason:
+            logger.warning("communication backend %s cannot serve this job, gloo is used: %s", name, reason)
+            return "gloo"
     named = named.lower()
     if ":" in named or "," in named:
         return named
@@ -63,7 +75,8 @@ def choose_backend(
 
 def _make_known(
     name: str, device_type: str, asked_by: str, placement: Placement, manager: PluginManager | None
-) -> None:
+) -> str | None:
+    """Registers the backend with torch; or the reason why it cannot serve."""
     entry = _entry(name, manager)
     if entry is None:
         known = sorted({*dist.Backend.backend_list, *_plugin_names(manager)} - {"undefined"})
@@ -73,7 +86,7 @@ def _make_known(
                 f"{asked_by} asks for the communication backend {name!r}, which {why}; "
                 f"known: {', '.join(known)}.{did_you_mean(name, known)}"
             )
-        return
+        return None
     from ds_core.plugins import load_ref
 
     if entry.supports is not None:
@@ -82,9 +95,10 @@ def _make_known(
             device_type=device_type, world_size=placement.world_size, local_world_size=placement.local_world_size
         )
         if reason:
-            raise CommError(f"communication backend {name!r} cannot serve this job: {reason}")
+            return str(reason)
     if name not in dist.Backend.backend_list:
         dist.Backend.register_backend(name, load_ref(entry.factory), devices=list(entry.device_types))
+    return None
 
 
 def _gloo_takes(device_type: str) -> bool:

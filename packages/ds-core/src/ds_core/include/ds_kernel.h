@@ -34,7 +34,11 @@ enum ds_dtype {
   DS_BF16 = 2,
   DS_F16 = 3,
   DS_F64 = 4,
-  DS_I8 = 5
+  DS_I8 = 5,
+  DS_U8 = 6,
+  DS_I32 = 7,
+  DS_I64 = 8,
+  DS_BOOL = 9 /* a byte, 0 or 1 */
 };
 
 /* What a kernel returns. Anything but DS_OK means that no output is defined. */
@@ -102,6 +106,7 @@ typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
 #include "ds_kernel/norm.h"
 #include "ds_kernel/optim.h"
 #include "ds_kernel/quantize.h"
+#include "ds_kernel/reduce.h"
 #include "ds_kernel/tokens.h"
 
 #ifdef __cplusplus

@@ -20,7 +20,17 @@ MAGIC = 0x314B5344
 SYMBOL = "ds_kernel_descriptor"
 FLAG_DETERMINISTIC = 1
 
-DTYPE_CODES: Mapping[str, int] = {"float32": 1, "bfloat16": 2, "float16": 3, "float64": 4, "int8": 5}
+DTYPE_CODES: Mapping[str, int] = {
+    "float32": 1,
+    "bfloat16": 2,
+    "float16": 3,
+    "float64": 4,
+    "int8": 5,
+    "uint8": 6,
+    "int32": 7,
+    "int64": 8,
+    "bool": 9,
+}
 """Name of a torch dtype to its code in ds_kernel.h."""
 
 
