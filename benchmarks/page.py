@@ -135,7 +135,7 @@ def _row(row: Mapping[str, str]) -> str:
 
 def _number(id: str) -> tuple[int, str]:
     digits = "".join(letter for letter in id if letter.isdigit())
-    return int(digits or 0), id
+    return int(digits or 1000), id  # what is no target comes last
 
 
 def _steps(sections: Mapping[str, Any]) -> int:

@@ -22,8 +22,11 @@ from typing import Any
 
 import adam
 import disk
+import levels
 import overhead
 import page
+import roofline
+import roofline_page
 import startup
 import training
 from harness import ROOT, Context, Noise, Side, Unavailable, machine, make_side
@@ -47,6 +50,8 @@ SECTIONS: dict[str, tuple[str, Measurement]] = {
     "S2": ("first step with empty caches", startup.first_steps),
     "S8": ("Adam", adam.adam_step),
     "S9": ("the whole update", adam.whole_update),
+    "levels": ("S8 and S9 by instruction-set level", levels.by_level),
+    "roofline": ("every kernel under the machine's roofs", roofline.kernels),
     "S14": ("overhead of the engine", overhead.engine_overhead),
     "S6": ("state held and bytes sent (S6, S7)", training.counts),
     "S3": ("training (S3, S4, S4b, S5)", training.speed_and_memory),
@@ -159,7 +164,10 @@ def main() -> None:
         results["sections"] |= sections
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(to_text(results))
-    say(f"wrote {file.relative_to(out)} and {page.write(results, out / 'docs').relative_to(out)} in {out}")
+    pages = [page.write(results, out / "docs")]
+    if results["sections"].get("roofline", {}).get("measured"):
+        pages.append(roofline_page.write(results, out / "docs"))
+    say(f"wrote {', '.join(str(path.relative_to(out)) for path in (file, *pages))} in {out}")
     if broken:
         sys.exit("this project's own side failed: " + "; ".join(broken))
 
