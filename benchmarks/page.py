@@ -64,6 +64,7 @@ def write(results: Mapping[str, Any], docs: Path) -> Path:
     """
     folder = docs / "explanation"
     pictures = plots.draw(results["sections"], folder / "img")
+    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "performance.md"
     page.write_text("\n".join(_lines(results, pictures)))
     return page

@@ -119,7 +119,7 @@ def _lines(results: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[
     for number, kernel in enumerate(measured["kernels"], start=1):
         yield _row(number, kernel, roofs)
     yield ""
-    yield "A share is against the fastest traffic, also for kernels that mix reads and writes. A ratio above 1 is for us."
+    yield "Shares are of the fastest traffic, also where a kernel mixes reads and writes. A ratio above 1 is for us."
     yield ""
 
 
