@@ -175,7 +175,7 @@ def monitored_barrier(
     log_name: str | None = None,
     debug: bool | None = None,
 ) -> None:
-    """A barrier that names the ranks that did not arrive in time. gloo only, as in torch."""
+    """A barrier that names the ranks that did not arrive in time. Over gloo, and backends that have their own."""
     if not is_member(group):
         return
     where = facts(group)
@@ -183,5 +183,12 @@ def monitored_barrier(
         alone("monitored_barrier", where, 0, False)
         return
     measure = Measure(prof, log_name, debug)
-    run = dist.monitored_barrier
+    run: Callable[..., Any] = _monitored_barrier
     issue("monitored_barrier", where, 0, 0, False, measure, run, where.group, timeout, wait_all_ranks)
+
+
+def _monitored_barrier(group: Any, timeout: Any, wait_all_ranks: bool) -> None:
+    if dist.get_backend(group) == "gloo":
+        dist.monitored_barrier(group, timeout, wait_all_ranks)
+    else:  # torch's function takes gloo only; other backends say themselves whether they have one
+        group.monitored_barrier(timeout, wait_all_ranks)
