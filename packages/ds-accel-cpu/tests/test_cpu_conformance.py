@@ -110,6 +110,21 @@ def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
     return tensors
 
 
+def other_optimizers_call(ops: CpuOps) -> list[torch.Tensor]:
+    numel = 300_007
+    generator = torch.Generator().manual_seed(0)
+    p, g, m, v = (torch.randn(numel, generator=generator) for _ in range(4))
+    lamb = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1, "step": 2}
+    bounds = [0, 10, 16, 200_000, 200_008, 200_009, 200_016, numel]
+    tensors = [p, g, m, v.square(), p.half()]
+    sums = ops.lamb_moments_(*tensors[:4], bounds, **lamb)
+    ops.lamb_apply_(p, m, tensors[3], sums[:, 0].float(), bounds, tensors[4], lr=0.01, **lamb)
+    ops.adagrad_(p, g, tensors[3], lr=1e-2, eps=1e-8, weight_decay=0.1, step=1)
+    ops.lion_(p, g, m, lr=1e-2, beta1=0.9, beta2=0.99, weight_decay=0.1)
+    ops.sgd_(p, g, m, lr=1e-2, momentum=0.9, weight_decay=0.1)
+    return [*tensors, sums]
+
+
 def norm_call(ops: CpuOps) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(3001, 100, generator=generator) for _ in range(2))
@@ -152,6 +167,7 @@ def test_results_do_not_depend_on_the_number_of_threads(level: str) -> None:
         results.append(
             adam_call(ops)
             + adam_call(ops, rounding_seed=7, rounding_offset=2**32 - 150_000)
+            + other_optimizers_call(ops)
             + norm_call(ops)
             + reduction_and_quantization_call(ops)
         )

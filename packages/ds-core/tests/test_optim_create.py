@@ -181,7 +181,6 @@ def test_wrong_parameters_are_named(name: str, given: dict[str, Any], message: s
         ("zerooneadam", MissingWheelError, r"'ZeroOneAdam' comes with the wheel ds-onebit"),
         ("OneBitLamb", MissingWheelError, "ds-onebit"),
         ("MuAdam", ConfigError, r"package mup .*optimizer="),
-        ("Lamb", ConfigError, "no released wheel brings it"),
         ("LBFGS", ConfigError, "evaluates the loss several times"),
         ("SparseAdam", ConfigError, "sparse gradients only"),
         ("AdmaW", ConfigError, r"'AdmaW' is not known\. Did you mean 'AdamW'\? Installed: ASGD, Adadelta"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ds_core
+from ds_core.errors import ConfigError
 from ds_core.testing import run_ranks
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -17,6 +18,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-3, "weight_decay": 0.1},
     "SGD": {"lr": 1e-2, "momentum": 0.9, "nesterov": True},
 }
+LAMB: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
+EVERY = {**OPTIMIZERS, "Lamb": LAMB}
 
 
 class Model(nn.Module):
@@ -63,8 +66,24 @@ def test_stages_and_offload_do_not_change_a_bit(name: str, precision: dict[str, 
     assert not torch.equal(results[0][0], torch.cat([p.detach().flatten() for p in Model().parameters()]))
 
 
+@pytest.mark.parametrize("precision", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
+def test_lamb_has_the_norms_of_whole_parameters_at_every_stage(precision: dict[str, Any]) -> None:
+    section = {"optimizer": {"type": "Lamb", "params": LAMB}, **precision}
+    results = run_ranks(train, 3, [{**section, "zero_optimization": {"stage": stage}} for stage in (0, 1, 2, 3)])
+    for values in results[0]:  # a norm is the sum of its shards': the order of that sum is all that differs
+        torch.testing.assert_close(values, results[0][0], rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(a, b) for got in results for a, b in zip(got, results[0], strict=True))
+
+
+def test_lamb_is_not_cut_into_tiles(tmp_path: Any) -> None:
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 4}
+    config = {"train_batch_size": 3, "zero_optimization": {"stage": 2, "offload_optimizer": nvme}}
+    with pytest.raises(ConfigError, match="cuts parameters into tiles, and CPULamb is not known"):
+        ds_core.initialize(model=Model(), config={**config, "optimizer": {"type": "Lamb"}})
+
+
 KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    (name, OPTIMIZERS[name], change)
+    (name, EVERY[name], change)
     for name, changes in {
         "Adagrad": [
             {"lr": 0.1},
@@ -73,6 +92,17 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             {"lr_decay": 0.5},
             {"initial_accumulator_value": 1.0},
             {"maximize": True},
+        ],
+        "Lamb": [
+            {"lr": 0.1},
+            {"betas": [0.5, 0.999]},
+            {"betas": [0.9, 0.5]},
+            {"eps": 0.1},
+            {"eps": 0.1, "eps_inside_sqrt": True},
+            {"weight_decay": 0.0},
+            {"bias_correction": False},
+            {"max_coeff": 0.05},
+            {"min_coeff": 2.0},
         ],
         "Lion": [{"lr": 0.1}, {"betas": [0.1, 0.99]}, {"betas": [0.9, 0.1]}, {"weight_decay": 0.0}],
         "SGD": [
@@ -94,11 +124,11 @@ def test_every_key_acts(name: str, base: dict[str, Any], change: dict[str, Any])
     assert not torch.equal(before, weights({"optimizer": {"type": name, "params": {**base, **change}}}))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_states_without_masters_follow_the_precision_keys(name: str) -> None:
     for low in (False, True):
         bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": low}
-        section = {"type": name, "params": OPTIMIZERS[name]}
+        section = {"type": name, "params": EVERY[name]}
         config = {"train_batch_size": 3, "bf16": bf16, "optimizer": section}
         engine = ds_core.initialize(model=Model(), config=config)[0]
         engine.backward(engine(torch.ones(3, 6).bfloat16()).float().square().mean())
@@ -107,9 +137,9 @@ def test_states_without_masters_follow_the_precision_keys(name: str) -> None:
         assert states and {state.dtype for state in states} == {torch.bfloat16 if low else torch.float32}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_stochastic_rounding_is_served(name: str) -> None:
     bf16 = {"enabled": True, "bf16_master_weights_and_grads": True}
-    config = {"optimizer": {"type": name, "params": OPTIMIZERS[name]}}
+    config = {"optimizer": {"type": name, "params": EVERY[name]}}
     nearest = weights({**config, "bf16": bf16})
     assert not torch.equal(nearest, weights({**config, "bf16": {**bf16, "stochastic_rounding": True}}))

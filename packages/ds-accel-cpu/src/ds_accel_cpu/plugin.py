@@ -12,6 +12,8 @@ DS_HOOK_API = (1, 0)
 _OPS = (
     "adam_",
     "adagrad_",
+    "lamb_moments_",
+    "lamb_apply_",
     "lion_",
     "sgd_",
     "sum_of_squares",
@@ -93,8 +95,8 @@ def ds_comm_backends() -> Iterable[CommBackendEntry]:
 def ds_optimizers() -> Iterable[OptimizerEntry]:
     """Every optimizer that is made of an op."""
     return [
-        OptimizerEntry(name, f"ds_accel_cpu.optim:make_{name.lower()}", device_types=("cpu",), priority=10)
-        for name in ("Adam", "AdamW", "Adagrad", "Lion", "SGD")
+        OptimizerEntry(name, f"ds_accel_cpu.optim:make_{name.lower()}", ("cpu",), 10, elementwise=name != "Lamb")
+        for name in ("Adam", "AdamW", "Adagrad", "Lamb", "Lion", "SGD")
     ]
 
 

@@ -178,6 +178,23 @@ class UpdateSpace(abc.ABC):
             at += length
         return total, rows
 
+    def sum_table_over_ranks(self, table: torch.Tensor) -> torch.Tensor:
+        """Adds a table of every rank, in rank order, so that every rank has bit-equal results. Called on all ranks.
+
+        Args:
+            table: of one shape on all ranks.
+        """
+        if self.ranks == 1:
+            return table
+        mine = table.reshape(-1).to(self.flats[0].device)
+        everyone = mine.new_empty(self.ranks * mine.numel())
+        with comm.scope("parameter norms"):
+            comm.all_gather_into_tensor(everyone, mine, group=self.group)
+        total = torch.zeros_like(table)
+        for part in everyone.to(table.device).view(self.ranks, *table.shape):
+            total += part
+        return total
+
     def replaced(self, flat: FlatGroup, span: Range, before: torch.Tensor) -> None:
         """Tells whoever keeps finer copies that the working values of `span`, formerly `before`, were replaced."""
         for follow in self.followers:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 import torch
 
 from ds_accel_cpu.ops._base import Kernels, address, code
 from ds_core.ops._adagrad import adagrad_scalars
 from ds_core.ops._adam import scalars
+from ds_core.ops._lamb import lamb_scalars
 from ds_core.ops._lion import lion_scalars
 from ds_core.ops._sgd import sgd_scalars
 from ds_core.ops.native import KernelLibrary
@@ -21,6 +25,8 @@ class OptimOps(Kernels):
         super().__init__(library)
         self._adam = self.kernel("adam_")
         self._adagrad = self.kernel("adagrad_")
+        self._lamb_moments = self.kernel("lamb_moments_")
+        self._lamb_apply = self.kernel("lamb_apply_")
         self._lion = self.kernel("lion_")
         self._sgd = self.kernel("sgd_")
         self._sum_of_squares = self.kernel("sum_of_squares")
@@ -86,6 +92,93 @@ class OptimOps(Kernels):
             state_dtype=code(state_sum),
             state_sum=address(state_sum),
             **adagrad_scalars(lr, eps, weight_decay, step, lr_decay)._asdict(),
+        )
+
+    def lamb_moments_(
+        self,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        bounds: Sequence[int],
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        bias_correction: bool = True,
+        eps_inside_sqrt: bool = False,
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> torch.Tensor:
+        """See `ds_core.ops.lamb_moments_`."""
+        sums = torch.empty((len(bounds) // 2, 2), dtype=torch.float64)
+        flat = array("q", bounds)
+        self._lamb_moments(
+            param_dtype=code(param),
+            grad_dtype=code(grad),
+            state_dtype=code(exp_avg),
+            eps_inside_sqrt=eps_inside_sqrt,
+            numel=param.numel(),
+            segment_count=len(bounds) // 2,
+            bounds=flat.buffer_info()[0],
+            param=address(param),
+            grad=address(grad),
+            exp_avg=address(exp_avg),
+            exp_avg_sq=address(exp_avg_sq),
+            sums=address(sums),
+            grad_factor=address(grad_factor),
+            beta1=beta1,
+            weight1=1 - beta1,
+            beta2=beta2,
+            weight2=1 - beta2,
+            **lamb_scalars(beta1, beta2, eps, weight_decay, step, bias_correction)._asdict(),
+            rounding_seed=rounding_seed,
+            rounding_offset=rounding_offset,
+        )
+        return sums
+
+    def lamb_apply_(
+        self,
+        param: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        ratios: torch.Tensor,
+        bounds: Sequence[int],
+        copy_out: torch.Tensor | None = None,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        bias_correction: bool = True,
+        eps_inside_sqrt: bool = False,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> None:
+        """See `ds_core.ops.lamb_apply_`."""
+        flat = array("q", bounds)
+        self._lamb_apply(
+            param_dtype=code(param),
+            state_dtype=code(exp_avg),
+            copy_dtype=code(copy_out),
+            eps_inside_sqrt=eps_inside_sqrt,
+            numel=param.numel(),
+            segment_count=len(bounds) // 2,
+            bounds=flat.buffer_info()[0],
+            ratios=address(ratios),
+            param=address(param),
+            exp_avg=address(exp_avg),
+            exp_avg_sq=address(exp_avg_sq),
+            copy_out=address(copy_out),
+            negative_lr=-lr,
+            **lamb_scalars(beta1, beta2, eps, weight_decay, step, bias_correction)._asdict(),
+            rounding_seed=rounding_seed,
+            rounding_offset=rounding_offset,
         )
 
     def lion_(

@@ -2,6 +2,7 @@
 
 from ds_accel_cpu.optim.adagrad import CPUAdagrad, make_adagrad
 from ds_accel_cpu.optim.adam import CPUAdam, make_adam, make_adamw
+from ds_accel_cpu.optim.lamb import CPULamb, make_lamb
 from ds_accel_cpu.optim.lion import CPULion, make_lion
 from ds_accel_cpu.optim.sgd import CPUSGD, make_sgd
 
@@ -9,10 +10,12 @@ __all__ = [
     "CPUSGD",
     "CPUAdagrad",
     "CPUAdam",
+    "CPULamb",
     "CPULion",
     "make_adagrad",
     "make_adam",
     "make_adamw",
+    "make_lamb",
     "make_lion",
     "make_sgd",
 ]

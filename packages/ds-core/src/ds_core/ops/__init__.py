@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ds_core.ops._cross_entropy import cross_entropy, cross_entropy_
     from ds_core.ops._gated_activation import gated_activation, gated_activation_packed
     from ds_core.ops._gather_rows import gather_rows, replace_rows
+    from ds_core.ops._lamb import lamb_apply_, lamb_moments_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
     from ds_core.ops._linear_cross_entropy import linear_cross_entropy
     from ds_core.ops._lion import lion_
@@ -56,6 +57,8 @@ __all__ = [
     "gated_activation_packed",
     "gather_rows",
     "implementations",
+    "lamb_apply_",
+    "lamb_moments_",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
@@ -101,6 +104,8 @@ _HOME = {
     "dequantize": "_quantize",
     "dequantize_int4": "_quantize",
     "dequantize_int8": "_quantize",
+    "lamb_apply_": "_lamb",
+    "lamb_moments_": "_lamb",
     "layer_norm": "_layer_norm",
     "layer_norm_backward": "_layer_norm",
     "layer_norm_forward": "_layer_norm",

@@ -40,6 +40,8 @@ OPS: Mapping[str, Op] = {
     for row in (
         Op("adam_", "ds_core.ops._adam", "one Adam or AdamW step in one pass, with unscale and low-precision copy-out"),
         Op("adagrad_", "ds_core.ops._adagrad", "one Adagrad step in one pass"),
+        Op("lamb_moments_", "ds_core.ops._lamb", "moments of a LAMB step, and the norms of segments"),
+        Op("lamb_apply_", "ds_core.ops._lamb", "update of a LAMB step with a trust ratio a segment"),
         Op("lion_", "ds_core.ops._lion", "one Lion step in one pass"),
         Op("sgd_", "ds_core.ops._sgd", "one step of gradient descent with momentum in one pass"),
         Op("sum_of_squares", "ds_core.ops._sum_of_squares", "sum of squares, the same for any number of threads"),

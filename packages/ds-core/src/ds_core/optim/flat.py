@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FlatOptimizer", "FlatUpdate", "supports_flat"]
+__all__ = ["FlatOptimizer", "FlatUpdate", "Segment", "SegmentOptimizer", "supports_flat", "takes_flat"]
 
 
 class FlatUpdate(NamedTuple):
@@ -46,6 +46,50 @@ class FlatOptimizer(Protocol):
         """Updates every run. `grad_factor` (0-dim fp32) multiplies gradients; a seed >= 0 rounds stochastically."""
 
 
+class Segment(NamedTuple):
+    """The part of a run that belongs to one parameter.
+
+    Attributes:
+        start: first element, within the run.
+        stop: one after the last.
+        key: number of the parameter among all of the model.
+    """
+
+    start: int
+    stop: int
+    key: int
+
+
+@runtime_checkable
+class SegmentOptimizer(Protocol):
+    """An optimizer the engine may hand flat runs to that must know what belongs to which parameter."""
+
+    def step_segments(
+        self,
+        updates: Sequence[FlatUpdate],
+        segments: Sequence[Sequence[Segment]],
+        *,
+        parameters: int,
+        total: Callable[[torch.Tensor], torch.Tensor],
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+    ) -> None:
+        """Updates the segments of every run. Called on all ranks, also with no runs.
+
+        Args:
+            updates: as for `FlatOptimizer.step_flat`.
+            segments: of each run.
+            parameters: how many the model has.
+            total: adds a float64 table with a row for each parameter up over all parts of the parameters. Must be
+                called the same number of times on every rank.
+        """
+
+
 def supports_flat(optimizer: object) -> bool:
-    """True when the engine may hand `optimizer` flat runs."""
+    """True when the engine may hand `optimizer` flat runs, cut anywhere."""
     return isinstance(optimizer, FlatOptimizer)
+
+
+def takes_flat(optimizer: object) -> bool:
+    """True when the engine may hand `optimizer` flat runs, if only with their segments."""
+    return isinstance(optimizer, FlatOptimizer | SegmentOptimizer)

@@ -18,7 +18,7 @@ from ds_core.errors import ConfigError, EngineError, OpError
 from ds_core.optim.flat import FlatUpdate
 from ds_core.optim.journal import Journal
 
-__all__ = ["Allowed", "FlatOpOptimizer", "FlatStep", "OpOptimizer", "not_negative"]
+__all__ = ["Allowed", "FlatOpOptimizer", "FlatStep", "OpOptimizer", "not_negative", "seed_of"]
 
 _SEED_MASK = 2**63 - 1
 
@@ -236,6 +236,23 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
                 state[key] = torch.full(param.shape, fill, dtype=dtype, device=param.device)
         return state
 
+    def run_of(self, update: FlatUpdate) -> tuple[dict[str, Any], int, int]:
+        """The states of the parameter that a run belongs to, with the step counted, and the run's range in it.
+
+        Raises:
+            OpError: the run does not lie within its parameter.
+        """
+        param = self.param_groups[update.group]["params"][update.param_index]
+        start, stop = update.state_offset, update.state_offset + update.param.numel()
+        if start < 0 or stop > param.numel():
+            raise OpError(
+                f"a flat update of elements {start} to {stop} does not lie within parameter {update.param_index} "
+                f"of group {update.group}, which has {param.numel()} elements."
+            )
+        state = self.state_of(param)
+        state["step"].fill_(max(update.step, int(state["step"])))
+        return state, start, stop
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, with states kept in the dtype this optimizer gives them and nothing shared with `state_dict`.
 
@@ -295,27 +312,10 @@ class FlatOpOptimizer(OpOptimizer):
                     update.step,
                     hypers[update.group],
                     grad_factor,
-                    _seed_of(rounding_seed, update),
+                    seed_of(rounding_seed, update),
                     start if update.position < 0 else update.position,
                 )
             )
-
-    def run_of(self, update: FlatUpdate) -> tuple[dict[str, Any], int, int]:
-        """The states of the parameter that a run belongs to, with the step counted, and the run's range in it.
-
-        Raises:
-            OpError: the run does not lie within its parameter.
-        """
-        param = self.param_groups[update.group]["params"][update.param_index]
-        start, stop = update.state_offset, update.state_offset + update.param.numel()
-        if start < 0 or stop > param.numel():
-            raise OpError(
-                f"a flat update of elements {start} to {stop} does not lie within parameter {update.param_index} "
-                f"of group {update.group}, which has {param.numel()} elements."
-            )
-        state = self.state_of(param)
-        state["step"].fill_(max(update.step, int(state["step"])))
-        return state, start, stop
 
 
 def _call(closure: Callable[[], Any] | None) -> Any:
@@ -325,7 +325,7 @@ def _call(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def _seed_of(rounding_seed: int, update: FlatUpdate) -> int:
+def seed_of(rounding_seed: int, update: FlatUpdate) -> int:
     """A seed for each parameter that has no position, so that two of them do not draw alike."""
     if rounding_seed < 0 or update.position >= 0:
         return rounding_seed

@@ -31,6 +31,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
     _torch("Adafactor", elementwise=False),
     _torch("Muon", elementwise=False),
     OptimizerEntry("Lion", "ds_core.optim.op_lion:make_lion"),
+    OptimizerEntry("Lamb", "ds_core.optim.op_lamb:make_lamb", elementwise=False),
 )
 
 UNRELEASED: Mapping[str, str] = {
@@ -44,15 +45,10 @@ _MUP = (
     "it comes from the package mup and needs a model whose parameters carry mup's shapes; build it yourself "
     "(pip install mup) and pass it as optimizer= to initialize"
 )
-_BRING = (
-    "no released wheel brings it; install one whose ds_optimizers hook does, or build one yourself and pass it as "
-    "optimizer= to initialize"
-)
 REFUSED: Mapping[str, str] = {
     "MuAdam": _MUP,
     "MuAdamW": _MUP,
     "MuSGD": _MUP,
-    "Lamb": _BRING,
     "LBFGS": "it evaluates the loss several times inside step(), which a training step of the engine does not do",
     "SparseAdam": "it takes sparse gradients only, and the engine reduces dense ones",
 }

@@ -13,7 +13,7 @@ from ds_core.errors import ConfigError, ModelError
 from ds_core.layout import Range, intersect
 from ds_core.masters import MasterPiece, flat_pieces, parameter_pieces
 from ds_core.optim import create, is_elementwise
-from ds_core.optim.flat import FlatUpdate, supports_flat
+from ds_core.optim.flat import FlatUpdate, Segment, SegmentOptimizer, takes_flat
 from ds_core.optim.precision import implied
 from ds_core.part import Part, Update
 from ds_core.parts.optimizer_state import load_optimizer, plan_optimizer
@@ -46,6 +46,8 @@ class OptimizerStep(Part):
         self._first: dict[int, int] = {}
         """Elements of the model that lie before a flat group, by its id."""
         self._flat = False
+        self._by_segment = False
+        """The optimizer must be told which elements of a run belong to which parameter."""
         self._rounding_seed: int | None = None
         self._space: UpdateSpace | None = None
 
@@ -64,12 +66,14 @@ class OptimizerStep(Part):
         groups = build.optimizer_groups
         # Made over the model's own parameters first: this validates names and hyperparameters before memory is spent.
         optimizer, elementwise = self._make(build, groups)
-        if space.is_sharded and not elementwise and not build.config.training.zero_allow_untested_optimizer:
+        self._by_segment = isinstance(optimizer, SegmentOptimizer) and build.optimizer is None
+        is_known = elementwise or self._by_segment
+        if space.is_sharded and not is_known and not build.config.training.zero_allow_untested_optimizer:
             raise ConfigError(
                 f"optimizer {type(optimizer).__name__} is not known to update each element by itself, which sharding "
                 "relies on; set zero_allow_untested_optimizer to true if it does, or use zero_optimization.stage 0"
             )
-        self._flat = supports_flat(optimizer) and build.optimizer is None
+        self._flat = takes_flat(optimizer) and build.optimizer is None
         placement.check(optimizer, is_flat=self._flat, is_elementwise=elementwise)
         make = flat_pieces if self._flat else parameter_pieces
         self.pieces = make(space, build.master_dtype, placement)
@@ -124,13 +128,15 @@ class OptimizerStep(Part):
     def _step_flat(self, update: Update, used: Mapping[int, Sequence[bool]], pieces: Sequence[MasterPiece]) -> None:
         """What the device updates is started first, for it may go on by itself meanwhile."""
         near = [piece for piece in pieces if piece.is_near]
-        for group in ([near] if near else []) + [[piece] for piece in pieces if not piece.is_near]:
+        for group in ([near] if near or self._by_segment else []) + [[piece] for piece in pieces if not piece.is_near]:
             self._step_group(update, used, group)
 
     def _step_group(self, update: Update, used: Mapping[int, Sequence[bool]], pieces: Sequence[MasterPiece]) -> None:
         """Pieces of one device; a piece whose working values are elsewhere comes alone."""
-        device = pieces[0].master.device
+        assert self._space is not None
+        device = pieces[0].master.device if pieces else self._space.flats[0].device
         updates: list[FlatUpdate] = []
+        segments: list[list[Segment]] = []
         results: list[tuple[FlatGroup, Range, torch.Tensor]] = []
         for piece in pieces:
             key, flat, base = id(piece.flat), piece.flat, piece.span.start
@@ -150,15 +156,42 @@ class OptimizerStep(Part):
                         position=self._first[key] + run.start,
                     )
                 )
+                segments.append(self._segments(piece, span) if self._by_segment else [])
                 if not piece.is_near:
                     results.append((flat, span, values if out is None else out[part]))
         factor = None
         if update.grad_factor != 1.0:
             factor = torch.tensor(update.grad_factor, dtype=torch.float32, device=device)
         seed = -1 if self._rounding_seed is None else (self._rounding_seed * 1_000_003 + update.step) & (2**31 - 1)
-        self.optimizer.step_flat(updates, grad_factor=factor, rounding_seed=seed)  # type: ignore[union-attr]
+        optimizer: Any = self.optimizer
+        if self._by_segment:
+            optimizer.step_segments(
+                updates,
+                segments,
+                parameters=sum(len(flat.parameters) for flat in self._space.flats),
+                total=self._space.sum_table_over_ranks if self._space.is_sharded else _itself,
+                grad_factor=factor,
+                rounding_seed=seed,
+            )
+        else:
+            optimizer.step_flat(updates, grad_factor=factor, rounding_seed=seed)
         for flat, span, values in results:
             flat.store(span, values)
+
+    def _segments(self, piece: MasterPiece, run: Range) -> list[Segment]:
+        """What of a run belongs to which parameter, numbered through all flat groups."""
+        assert self._space is not None
+        first = 0
+        for flat in self._space.flats:
+            if flat is piece.flat:
+                break
+            first += len(flat.parameters)
+        cuts = ((index, intersect(run, part.start, part.stop)) for index, _, part in piece.fragments())
+        return [
+            Segment(cut.start - run.start, cut.stop - run.start, first + index)
+            for index, cut in cuts
+            if cut is not None
+        ]
 
     def _copy_out(self, piece: MasterPiece) -> torch.Tensor | None:
         """Where the update of a piece rounds its working values to: themselves, or memory beside the master."""
@@ -243,6 +276,11 @@ class OptimizerStep(Part):
     def close(self) -> None:
         """Gives back what the placement holds."""
         self.placement.close()
+
+
+def _itself(table: torch.Tensor) -> torch.Tensor:
+    """What this rank has of the parameters is all there is."""
+    return table
 
 
 def _stand_ins(groups: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def estimate(
         optimizer=None if states is None else states.name,
         held=held(setup, states, rank),
         passing=tuple(row for row in passing if row.bytes),
-        sent=traffic(setup, gathers),
+        sent=traffic(setup, gathers, by_segment=states is not None and states.by_segment),
         units=tuple(
             UnitRow(unit.title, len(unit.names), unit.numel, unit.index in setup.whole_units) for unit in setup.units
         ),

@@ -14,7 +14,7 @@ import torch
 
 from ds_core.errors import ConfigError, ModelError
 from ds_core.optim import create, is_elementwise
-from ds_core.optim.flat import supports_flat
+from ds_core.optim.flat import SegmentOptimizer, takes_flat
 from ds_core.optim.precision import implied
 from ds_zero.estimate.setup import Setup
 
@@ -49,10 +49,12 @@ class States:
     Attributes:
         name: class of the optimizer.
         is_flat: whether it updates flat runs, so that padding has states too.
+        by_segment: whether it needs the norms of whole parameters.
     """
 
     name: str
     is_flat: bool
+    by_segment: bool
     _found: dict[Key, tuple[_State, ...]]
 
     def of(self, group: int, shape: Sequence[int], dtype: torch.dtype, use_muon: Any = None) -> Kept:
@@ -84,9 +86,11 @@ def find_states(setup: Setup, optimizer: Callable[..., torch.optim.Optimizer] | 
     if optimizer is None:
         params, defaults = implied(setup.config, setup.master_dtype)
         made, entry = create(section.type, groups, params, device.type, defaults=defaults)
-        elementwise = entry.elementwise
+        by_segment = isinstance(made, SegmentOptimizer)
+        elementwise = entry.elementwise or by_segment
     else:
         made = optimizer(groups)
+        by_segment = False
         elementwise = bool(is_elementwise(made))
     name = type(made).__name__
     if setup.is_sharded and not elementwise and not setup.config.training.zero_allow_untested_optimizer:
@@ -101,7 +105,7 @@ def find_states(setup: Setup, optimizer: Callable[..., torch.optim.Optimizer] | 
             f"optimizer {name} cannot be tried on small tensors, so its states are not known: {error}"
         ) from error
     found = {key: _states(made, probe) for kinds in probes for key, probe in kinds.items()}
-    return States(name, supports_flat(made) and optimizer is None, found)
+    return States(name, takes_flat(made) and optimizer is None, by_segment, found)
 
 
 def _probes(setup: Setup, device: torch.device) -> list[dict[Key, torch.nn.Parameter]]:

@@ -17,6 +17,10 @@ NORM_BYTES = 8
 """The share of a rank in the gradient norm; a byte for each parameter follows it."""
 
 
+TRUST_BYTES = 16
+"""The share of a rank in the norms of one parameter and its update, where an optimizer needs them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """Collectives of one kind in one step.
@@ -38,11 +42,18 @@ class Sent:
     sent_bytes: int
 
 
-def traffic(setup: Setup, gathers: Gathers) -> tuple[Sent, ...]:
-    """What one rank sends in a step, once plans have settled (from the third step on)."""
+def traffic(setup: Setup, gathers: Gathers, *, by_segment: bool = False) -> tuple[Sent, ...]:
+    """What one rank sends in a step, once plans have settled (from the third step on).
+
+    Args:
+        by_segment: the optimizer needs norms of parameters (LAMB).
+    """
     if setup.ranks == 1 or not setup.trainable:
         return ()
     rows = [*_gradients(setup), *_parameters(setup, gathers), *_messages(setup, gathers)]
+    if by_segment and setup.is_sharded:
+        payload = setup.ranks * TRUST_BYTES * sum(len(group.members) for group in setup.trainable)
+        rows.append(_sum("parameter norms", "all_gather", "parameter norms", [payload], setup.ranks))
     return tuple(row for row in rows if row.calls)
 
 

@@ -114,6 +114,64 @@ typedef struct ds_sgd_args {
   int64_t rounding_offset;
 } ds_sgd_args;
 
+/* lamb_moments_ and lamb_apply_: the two passes of a LAMB step over segments, ranges [bounds[2i], bounds[2i + 1]) of the
+ * tensors; elements outside of segments are not touched. In the terms of ds_adam_args, with all states as stored:
+ *   direction(p, m, v) = fma(p, weight_decay, (m / correction1) / d)
+ *     where d = eps_inside_sqrt ? sqrt(v / correction2 + eps) : sqrt(v / correction2) + eps
+ * lamb_moments_:  g = g * grad_factor;  m = fma(g, weight1, m * beta1);  v = fma(weight2 * g, g, v * beta2)
+ *   sums[2i], sums[2i + 1] = the sums of p^2 and direction^2 over segment i, in float64: element j of a segment goes to
+ *   lane j mod 16 of unit j / 65536; lanes are added pairwise (8 apart, 4, 2, 1), then units in order
+ * lamb_apply_:  p = fma(direction, negative_lr * ratios[i], p) */
+typedef struct ds_lamb_moments_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t state_dtype; /* of exp_avg and exp_avg_sq */
+  int32_t eps_inside_sqrt;
+  int64_t numel;
+  int64_t segment_count;
+  const int64_t* bounds;
+  const void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  double* sums;
+  const float* grad_factor;
+  float beta1;
+  float weight1; /* 1 - beta1 */
+  float beta2;
+  float weight2;     /* 1 - beta2 */
+  float correction1; /* 1 - beta1 ** step, or 1 */
+  float correction2; /* 1 - beta2 ** step, or 1 */
+  float eps;
+  float weight_decay;
+  int64_t rounding_seed;
+  int64_t rounding_offset;
+} ds_lamb_moments_args;
+
+typedef struct ds_lamb_apply_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t state_dtype;
+  int32_t copy_dtype;
+  int32_t eps_inside_sqrt;
+  int64_t numel;
+  int64_t segment_count;
+  const int64_t* bounds;
+  const float* ratios; /* one a segment */
+  void* param;
+  const void* exp_avg;
+  const void* exp_avg_sq;
+  void* copy_out;
+  float correction1;
+  float correction2;
+  float eps;
+  float weight_decay;
+  float negative_lr;
+  int64_t rounding_seed;
+  int64_t rounding_offset;
+} ds_lamb_apply_args;
+
 /* sum_of_squares: out = sum of x[i]^2, in float64. */
 typedef struct ds_sum_of_squares_args {
   uint32_t struct_size;
