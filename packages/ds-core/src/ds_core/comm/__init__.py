@@ -79,6 +79,10 @@ from ds_core.comm.pieces import (
     reduce_scatter_tensor,
     scatter,
 )
+from ds_core.comm.quantized import (
+    all_gather_quantized,
+    reduce_scatter_quantized,
+)
 from ds_core.comm.ranks import (
     get_all_ranks_from_group,
     get_global_rank,
@@ -108,6 +112,7 @@ __all__ = [
     "all_gather_coalesced",
     "all_gather_into_tensor",
     "all_gather_object",
+    "all_gather_quantized",
     "all_reduce",
     "all_reduce_coalesced",
     "all_to_all",
@@ -156,6 +161,7 @@ __all__ = [
     "reduce",
     "reduce_scatter",
     "reduce_scatter_fn",
+    "reduce_scatter_quantized",
     "reduce_scatter_tensor",
     "report",
     "reset",
