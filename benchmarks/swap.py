@@ -3,7 +3,9 @@
     python benchmarks/swap.py FOLDER [--bytes N] [--block-size N] [--queue-depth N] [--parallel N] [--rounds N]
 
 Both take turns on one file below FOLDER that is written once beforehand, so that neither pays for making it, and both
-go past the page cache. Prints one JSON line. Runs in an environment with this project's wheels.
+go past the page cache. What the ratio says is that the engine does not hold the disk back, not that it is faster than
+fio: fio moves everything through a few small buffers and we from a tensor of the whole size, and the disk's rate depends on
+how contiguous the pages of either happen to be, which differs from run to run. Prints one JSON line. Runs in an environment with this project's wheels.
 """
 
 from __future__ import annotations
@@ -61,8 +63,6 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
             block_size=settings.block_size, queue_depth=settings.queue_depth, intra_op_parallelism=settings.parallel
         )
     )
-    for memory in (tensor, back):  # as offload does with the buffers it uses again and again
-        io.register(memory)
     noise = Noise()
     results: dict[str, Any] = {"engine": type(io).__name__}
     ours(io, tensor, path, "write")

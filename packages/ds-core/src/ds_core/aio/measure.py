@@ -158,7 +158,8 @@ def _measure(bench: Bench, path: Path, tensor: torch.Tensor, calls: SystemCalls 
             if job == "read" and not back.numel():
                 back = aligned_empty(bench.nbytes, torch.uint8).zero_()
             memory = tensor if job == "write" else back
-            io.register(memory)
+            if not bench.with_fio:  # as offload's buffers are; fio pins its own for each block
+                io.register(memory)
             begin = io.write if job == "write" else io.read
             ours, fios = [], []
             for loop in range(bench.loops + 1):
