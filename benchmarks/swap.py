@@ -4,9 +4,9 @@
 
 Both take turns on one file below FOLDER that is written once beforehand, so that neither pays for making it, and both
 go past the page cache. What the ratio says is that the engine does not hold the disk back, not that it is faster than
-fio: fio moves everything through a few small buffers and we from a tensor of the whole size, and the disk's rate depends
-on how contiguous the pages of either happen to be, which differs from run to run. Prints one JSON line. Runs in an
-environment with this project's wheels.
+fio: fio moves everything through a few small buffers and we from a tensor of the whole size, and the disk's rate
+depends on how contiguous the pages of either happen to be, which differs from run to run. Prints one JSON line.
+Runs in an environment with this project's wheels.
 """
 
 from __future__ import annotations
