@@ -124,7 +124,17 @@ class OpImpl:
 
 @dataclass(frozen=True, slots=True)
 class CommBackendEntry:
-    """A torch.distributed backend: name, device types it serves, when it can, how it is registered."""
+    """A torch.distributed backend.
+
+    Args:
+        name: as in ``init_distributed(dist_backend=...)`` and DS_COMM_BACKEND; lower case.
+        device_types: torch device types whose tensors it takes.
+        factory: reference to ``factory(store, rank, world_size, timeout)``, which returns a
+            ``torch.distributed.Backend`` or a ``ProcessGroup`` of this rank; called for every group it serves.
+        supports: reference to ``supports(*, device_type, world_size, local_world_size) -> str | None``, a reason when it
+            cannot serve a job: an error when it was asked for, gloo when it was not. None serves every job.
+        priority: for plugins that bring one name twice: higher wins, equals are a conflict.
+    """
 
     name: str
     device_types: Sequence[str]
