@@ -131,7 +131,7 @@ class CommBackendEntry:
         device_types: torch device types whose tensors it takes.
         factory: reference to ``factory(store, rank, world_size, timeout)``, which returns a
             ``torch.distributed.Backend`` or a ``ProcessGroup`` of this rank; called for every group it serves.
-        supports: reference to ``supports(*, device_type, world_size, local_world_size) -> str | None``, a reason when it
+        supports: reference to ``supports(*, device_type, world_size, local_world_size) -> str | None``: why it
             cannot serve a job: an error when it was asked for, gloo when it was not. None serves every job.
         priority: for plugins that bring one name twice: higher wins, equals are a conflict.
     """

@@ -7,6 +7,7 @@ import threading
 
 import torch
 
+from ds_core.accelerator.host_memory import empty_on_large_pages
 from ds_core.aio.contract import ALIGNMENT
 from ds_core.errors import OffloadError
 
@@ -19,9 +20,12 @@ def round_up(nbytes: int) -> int:
 
 
 def aligned_empty(numel: int, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialized 1-D host tensor that starts on a block boundary, with its last block to itself."""
+    """An uninitialized 1-D host tensor that starts on a block boundary, with its last block to itself.
+
+    Large ones ask for large pages: the fewer pages a block lies in, the fewer requests a disk gets for it.
+    """
     nbytes = numel * dtype.itemsize
-    whole = torch.empty(round_up(nbytes) + ALIGNMENT, dtype=torch.uint8)
+    whole = empty_on_large_pages(round_up(nbytes) + ALIGNMENT, torch.uint8)
     start = -whole.data_ptr() % ALIGNMENT
     return whole[start : start + nbytes].view(dtype)
 
