@@ -35,6 +35,8 @@ TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
+SANITIZED_LEVELS = ("x86_64_v2", "x86_64_v4_bf16")  # both ends of what is in the sources; each takes minutes to build
+SANITIZED_TESTS = ("test_cpu_pool.py", "test_uring_engine.py")  # of ds-accel-cpu: what else has C++ of its own
 
 QUIET_ENV = {
     "GLOO_SOCKET_IFNAME": "lo",
@@ -117,11 +119,16 @@ def workspace(session: nox.Session) -> Path:
     return folder
 
 
-def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
+def build_wheels(session: nox.Session, dists: Sequence[str], *settings: str) -> None:
     """Build and install a wheel of each package from the tree as it is now; only the compiler's objects outlive a run.
 
     The build back ends live in the session's own environment, so nothing is set up twice, and each session has its
     own folder for objects because CMake remembers the tools it was configured with.
+
+    Args:
+        session: whose environment gets the wheels.
+        dists: the packages.
+        settings: ``NAME=VALUE`` of scikit-build-core, for those that compile.
     """
     install(session, *build_requirements(dists))
     work = workspace(session)
@@ -131,6 +138,7 @@ def build_wheels(session: nox.Session, dists: Sequence[str]) -> None:
         command = ["pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
         if is_native(dist):
             command.append(f"--config-settings=build-dir={work / dist / '{wheel_tag}'}")
+            command += [f"--config-settings={setting}" for setting in settings]
         session.run("python", "-m", *command, "-w", str(house / dist), str(PACKAGES[dist]))
         (wheel,) = (house / dist).glob("*.whl")
         session.install("--no-index", "--no-deps", "--force-reinstall", str(wheel))
@@ -197,6 +205,53 @@ def tests_torch(session: nox.Session, torch: str) -> None:
     constraints.write_text("\n".join([f"torch=={torch}", *lines, ""]))
     install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, constraints=constraints)
     session.run("pytest", *session.posargs, env=TEST_ENV)
+
+
+@nox.session(default=False)
+def sanitize(session: nox.Session) -> None:
+    """Fuzz every kernel under AddressSanitizer and UBSan; arguments after ``--`` go to fuzz/run.py.
+
+    The wheel is built with both in all of its C++, so the tests named in SANITIZED_TESTS run on sanitized modules too.
+    """
+    dists = ("ds-core", "ds-accel-cpu")
+    package = PACKAGES["ds-accel-cpu"]
+    install(session, *third_party(dists), "pytest", "pytest-timeout", "hypothesis")
+    remove_stale(session, dists)
+    levels = f"cmake.define.DSK_LEVELS={';'.join(SANITIZED_LEVELS)}"
+    build_wheels(session, dists, "cmake.define.DSK_SANITIZE=ON", levels, "install.strip=false")
+    check_elementary(session, package)
+    # libstdc++ too: AddressSanitizer looks for the real throw when it starts, and Python itself has none.
+    names = ("libasan.so", "libstdc++.so")
+    found = [session.run("g++", f"-print-file-name={name}", external=True, silent=True) for name in names]
+    env = {
+        **QUIET_ENV,
+        "LD_PRELOAD": " ".join(str(path).strip() for path in found),
+        # Python keeps memory to its end on purpose; with malloc each of its objects has a red zone, too.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:strict_init_order=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONMALLOC": "malloc",
+        "OMP_NUM_THREADS": "2",
+    }
+    session.run("python", str(package / "fuzz" / "run.py"), *session.posargs, env=env)
+    if not session.posargs:
+        tests = [str(package / "tests" / name) for name in SANITIZED_TESTS]
+        session.run("pytest", "-q", "-p", "no:cacheprovider", *tests, env=env)
+
+
+def check_elementary(session: nox.Session, package: Path) -> None:
+    """The exponential and its kin against the math library, and the same bits at two ends of the levels."""
+    include = PACKAGES["ds-core"] / "src" / "ds_core" / "include"
+    program = workspace(session) / "elementary"
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fsanitize=undefined"]
+    places = [f"-I{package / 'csrc' / 'kernels'}", f"-I{include}", str(package / "csrc" / "checks" / "elementary.cpp")]
+    found = set()
+    for level in ("x86-64-v2", "x86-64-v3"):
+        arguments = [*flags, f"-march={level}", "-fno-sanitize-recover=all", *places, "-o", str(program)]
+        session.run("g++", *arguments, external=True)
+        found.add(session.run(str(program), "1009", external=True, silent=True))
+    if len(found) > 1:
+        session.error(f"elementary functions differ between levels: {found}")
+    session.log(found.pop())
 
 
 @nox.session

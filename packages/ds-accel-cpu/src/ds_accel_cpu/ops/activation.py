@@ -64,6 +64,9 @@ class ActivationOps(Kernels):
         inverse: bool,
         y: torch.Tensor,
     ) -> None:
+        if x.numel() == 0:
+            expect_rows_exist("rotary", "positions", positions, cos.shape[0])
+            return
         tokens_of_x = positions.expand(x.shape[:-2]).contiguous()
         four_x, four_y = _four_dimensions(x), _four_dimensions(y)
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -239,7 +242,7 @@ def _four_dimensions(x: torch.Tensor) -> torch.Tensor:
     """[batch, tokens, heads, dim] of [..., tokens, heads, dim]."""
     if x.dim() == 4:
         return x
-    return x.unsqueeze(0) if x.dim() == 3 else x.view(-1, *x.shape[-3:])
+    return x.unsqueeze(0) if x.dim() == 3 else x.view(x.shape[:-3].numel(), *x.shape[-3:])
 
 
 def _attention_shape(shape: torch.Size, causal: bool) -> tuple[int, int, int, int]:

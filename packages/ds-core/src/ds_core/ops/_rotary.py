@@ -184,6 +184,7 @@ _CASES = tuple(
         _case(f"{style}_unaligned", (2, 5, 3, 18), 9, "float16", layout=Layout.OFFSET, interleaved=interleaved),
         _case(f"{style}_special", (2, 9, 3, 128), 64, fill=Fill.SPECIAL, interleaved=interleaved),
         _case(f"{style}_no_tokens", (2, 0, 3, 8), 4, interleaved=interleaved),
+        _case(f"{style}_five_dimensions_no_tokens", (2, 2, 0, 2, 8), 4, interleaved=interleaved),
         _case(f"{style}_nothing_turned", (2, 4, 3, 8), 0, interleaved=interleaved),
     )
 )
