@@ -60,6 +60,35 @@ def _sgd(draw: Draw) -> Recipe:
     return _flat_update(draw, "momentum_buffer", momentum=0.9, weight_decay=0.1, is_first=first, nesterov=draw.chance())
 
 
+def _segments(draw: Draw, numel: int) -> list[int]:
+    """Start and stop of runs of elements, some of them empty, with gaps between them."""
+    return sorted(draw.random.randint(0, numel) for _ in range(2 * draw.size(6)))
+
+
+def _lamb_scalars(draw: Draw) -> dict[str, object]:
+    scalars = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "step": draw.pick(1, 1000)}
+    return {**scalars, "eps_inside_sqrt": draw.chance(), **_rounding(draw)}
+
+
+def _lamb_moments(draw: Draw) -> Recipe:
+    recipe = _flat_update(draw, "exp_avg", "exp_avg_sq")
+    tensors = {name: spec for name, spec in recipe.tensors.items() if name != "copy_out"}
+    bounds = _segments(draw, _numel(recipe.tensors["param"]))
+    return Recipe(tensors, {"bounds": bounds, **_lamb_scalars(draw)})
+
+
+def _lamb_apply(draw: Draw) -> Recipe:
+    recipe = _flat_update(draw, "exp_avg", "exp_avg_sq")
+    bounds = _segments(draw, _numel(recipe.tensors["param"]))
+    tensors = {name: spec for name, spec in recipe.tensors.items() if name not in ("grad", "grad_factor")}
+    tensors["ratios"] = draw.flat((len(bounds) // 2,), "float32", Fill.SQUARES)
+    return Recipe(tensors, {"bounds": bounds, "lr": 1e-3, **_lamb_scalars(draw)})
+
+
+def _numel(spec: TensorSpec | None) -> int:
+    return 0 if spec is None else spec.shape[0]
+
+
 def _sum_of_squares(draw: Draw) -> Recipe:
     return Recipe({"x": draw.flat((draw.size(200_000),), draw.pick(*DTYPES))})
 
@@ -223,6 +252,8 @@ def _dequantize(draw: Draw) -> Recipe:
 RECIPES: Mapping[str, Callable[[Draw], Recipe]] = {
     "adam_": _adam,
     "adagrad_": _adagrad,
+    "lamb_moments_": _lamb_moments,
+    "lamb_apply_": _lamb_apply,
     "lion_": _lion,
     "sgd_": _sgd,
     "sum_of_squares": _sum_of_squares,
