@@ -1,6 +1,7 @@
 // The one symbol this library exports.
 #include "activation/rows.h"
 #include "loss/rows.h"
+#include "matmul/rows.h"
 #include "norm/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
@@ -15,13 +16,14 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_OPTIM_ROWS                           //
-        DSK_NORM_ROWS                        //
-            DSK_QUANTIZE_ROWS                //
-                DSK_ACTIVATION_ROWS          //
-                    DSK_LOSS_ROWS            //
-                        DSK_TOKENS_ROWS      //
-                            DSK_REDUCE_ROWS  //
+    DSK_OPTIM_ROWS                               //
+        DSK_NORM_ROWS                            //
+            DSK_QUANTIZE_ROWS                    //
+                DSK_ACTIVATION_ROWS              //
+                    DSK_LOSS_ROWS                //
+                        DSK_TOKENS_ROWS          //
+                            DSK_REDUCE_ROWS      //
+                                DSK_MATMUL_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {

@@ -3,6 +3,7 @@
 #include "quantize/rows.h"
 
 namespace dsk {
+using namespace quant;
 namespace {
 
 float scale_of(const ds_dequantize_args& a, int64_t group) {

@@ -4,7 +4,7 @@
 
 #include "convert.h"
 
-namespace dsk {
+namespace dsk::quant {
 
 // A magnitude rounded to a whole number: to nearest even, or up with a probability equal to the fraction.
 template <bool kStochastic>
@@ -16,7 +16,7 @@ DSK_INLINE float whole(float magnitude, uint32_t random) {
 }
 
 template <int kBitsOf>
-struct Integers {
+struct IntegerFormat {
   static constexpr int kBits = kBitsOf;
   static constexpr bool kIsInteger = true;
   static constexpr int32_t kHalf = 1 << (kBits - 1);
@@ -42,7 +42,7 @@ struct Integers {
 
 // kSpecial: the magnitude code from which on codes are infinity (kInfinity only) or NaN.
 template <int kExponentBits, int kMantissaBits, int kBias, int kSpecial, bool kInfinity>
-struct Floats {
+struct FloatFormat {
   static constexpr int kBits = 1 + kExponentBits + kMantissaBits;
   static constexpr bool kIsInteger = false;
   static constexpr int kShift = 23 - kMantissaBits;
@@ -83,13 +83,13 @@ struct Floats {
   }
 };
 
-using Int8 = Integers<8>;
-using Int4 = Integers<4>;
-using E4M3 = Floats<4, 3, 7, 0x7f, false>;
-using E5M2 = Floats<5, 2, 15, 0x7c, true>;
-using E3M2 = Floats<3, 2, 3, 32, false>;
-using E2M3 = Floats<2, 3, 1, 32, false>;
-using E2M1 = Floats<2, 1, 1, 8, false>;
+using Int8 = IntegerFormat<8>;
+using Int4 = IntegerFormat<4>;
+using E4M3 = FloatFormat<4, 3, 7, 0x7f, false>;
+using E5M2 = FloatFormat<5, 2, 15, 0x7c, true>;
+using E3M2 = FloatFormat<3, 2, 3, 32, false>;
+using E2M3 = FloatFormat<2, 3, 1, 32, false>;
+using E2M1 = FloatFormat<2, 1, 1, 8, false>;
 
 constexpr int codes_per_unit(int bits) { return bits == 8 ? 1 : bits == 4 ? 2 : 4; }
 constexpr int unit_bytes(int bits) { return bits == 6 ? 3 : 1; }
@@ -166,4 +166,4 @@ inline bool with_format(int32_t format, const Body& body) {
   }
 }
 
-}  // namespace dsk
+}  // namespace dsk::quant

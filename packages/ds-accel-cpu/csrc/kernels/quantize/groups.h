@@ -4,7 +4,7 @@
 #include "quantize/formats.h"
 #include "row_split.h"
 
-namespace dsk {
+namespace dsk::quant {
 
 // Note [Chunks of groups]
 // A chunk is at most kBlock elements: as many whole groups as fit, or a part of one large group. Groups, and so chunks,
@@ -109,4 +109,4 @@ inline Scale store_scale(const ds_quantize_args& a, int64_t group, const Range& 
   return s;
 }
 
-}  // namespace dsk
+}  // namespace dsk::quant

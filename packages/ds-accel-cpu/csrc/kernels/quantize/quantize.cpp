@@ -3,6 +3,7 @@
 #include "quantize/rows.h"
 
 namespace dsk {
+using namespace quant;
 namespace {
 
 template <class Format, bool kStochastic>

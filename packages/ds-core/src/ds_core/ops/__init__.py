@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from ds_core.ops._gather_rows import gather_rows, replace_rows
     from ds_core.ops._lamb import lamb_apply_, lamb_moments_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+<<<<<<< HEAD
     from ds_core.ops._linear_cross_entropy import linear_cross_entropy
     from ds_core.ops._lion import lion_
+=======
+    from ds_core.ops._linear_quantized import linear_w8a8, linear_weight_only
+    from ds_core.ops._packed_weight import PackedWeight, pack_codes_by_outputs, pack_weight
+>>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
     from ds_core.ops._quantize import (
         Quantized,
         dequantize,
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPS",
+    "PackedWeight",
     "Quantized",
     "adagrad_",
     "adam_",
@@ -62,8 +68,15 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+<<<<<<< HEAD
     "linear_cross_entropy",
     "lion_",
+=======
+    "linear_w8a8",
+    "linear_weight_only",
+    "pack_codes_by_outputs",
+    "pack_weight",
+>>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
     "quantize",
     "quantize_int4",
     "quantize_int8",
@@ -82,6 +95,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "PackedWeight": "_packed_weight",
     "Quantized": "_quantize",
     "adagrad_": "_adagrad",
     "add_layer_norm": "_add_norm",
@@ -109,6 +123,10 @@ _HOME = {
     "layer_norm": "_layer_norm",
     "layer_norm_backward": "_layer_norm",
     "layer_norm_forward": "_layer_norm",
+    "linear_w8a8": "_linear_quantized",
+    "linear_weight_only": "_linear_quantized",
+    "pack_codes_by_outputs": "_packed_weight",
+    "pack_weight": "_packed_weight",
     "quantize": "_quantize",
     "quantize_int4": "_quantize",
     "quantize_int8": "_quantize",

@@ -66,9 +66,12 @@ class OpCase:
         tensors: by argument name; None is an optional tensor left out. In the order of the schema.
         scalars: the other arguments by name; a dtype is given as its name under ``dtype``.
         exactness: bound for native implementations.
+        levels: bound between native implementations for several instruction sets; looser than bit-equal only where
+            hardware adds up in an order of its own.
     """
 
     name: str
     tensors: Mapping[str, TensorSpec | None]
     scalars: Mapping[str, object] = field(default_factory=dict)
     exactness: Exactness = Exactness()
+    levels: Exactness = Exactness()

@@ -1,0 +1,30 @@
+/* Argument structs of the ops: products with quantized weights. Included by ds_kernel.h, which states the rules. */
+#ifndef DS_KERNEL_MATMUL_H
+#define DS_KERNEL_MATMUL_H
+
+#include <stdint.h>
+
+/* linear_weight_only and linear_w8a8: y[m, n] = sum over k of x[m, k] * (w[n, k] - zero) * scale, + bias[n].
+ *
+ * Packed weights are the same for every level. `blocks` = ceil(outputs / 16) blocks of 16 outputs follow each other; in a
+ * block, words of 32 bits for outputs 0 to 15 follow each other, then those of the next inputs. A word of 8-bit codes
+ * holds inputs 4i to 4i + 3, lowest byte first. A word of 4-bit codes holds inputs 8i to 8i + 7: byte j has input 8i + j
+ * in its low and 8i + 4 + j in its high nibble. Codes are w + 128 and w + 8. Inputs are filled up to a multiple of 64. */
+typedef struct ds_linear_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of x and y */
+  int32_t bits;  /* of a code: 8 or 4 */
+  int32_t reserved;
+  int64_t rows;
+  int64_t inputs;
+  int64_t outputs;
+  int64_t group_size; /* inputs that share a scale: a multiple of 8, or at least `inputs` */
+  const void* x;
+  const uint8_t* codes;
+  const float* scales; /* [ceil(inputs / group_size), blocks * 16] */
+  const int8_t* zeros; /* as scales, or NULL for 0 */
+  const float* bias;   /* [outputs] or NULL */
+  void* y;
+} ds_linear_args;
+
+#endif /* DS_KERNEL_MATMUL_H */
