@@ -10,10 +10,7 @@ import torch
 
 from ds_accel_cpu.isa import load_level, usable_levels
 from ds_accel_cpu.ops import CpuOps
-<<<<<<< HEAD
 from ds_core.ops.case import Exactness, OpCase
-=======
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
 from ds_core.ops.table import OPS
 from ds_core.testing import op_cases
 

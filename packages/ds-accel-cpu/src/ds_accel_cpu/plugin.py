@@ -23,7 +23,6 @@ _OPS = (
     "layer_norm_backward",
     "quantize",
     "dequantize",
-<<<<<<< HEAD
     "add_rms_norm_forward",
     "add_rms_norm_backward",
     "add_layer_norm_forward",
@@ -45,10 +44,8 @@ _OPS = (
     "scatter_rows_backward",
     "combine_rows",
     "combine_rows_backward",
-=======
     "linear_weight_only",
     "linear_w8a8",
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
 )
 
 

@@ -47,13 +47,10 @@ DSK_INLINE Ints widen_bytes(const int8_t* p) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 DSK_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
-DSK_INLINE Ints pair_products(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
-// The code in the lowest four bits of each lane, minus 8.
-DSK_INLINE Floats nibble_values(Ints a) {
-  const Floats table =
-      _mm512_setr_ps(-8.f, -7.f, -6.f, -5.f, -4.f, -3.f, -2.f, -1.f, 0.f, 1.f, 2.f, 3.f, 4.f, 5.f, 6.f, 7.f);
-  return _mm512_permutexvar_ps(a, table);
+DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(a, mask, more, 0xEA));  // (a & mask) | more
 }
+DSK_INLINE Ints pair_products(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -81,8 +78,10 @@ DSK_INLINE Ints widen_bytes(const int8_t* p) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 DSK_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
+  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(a, mask), more));
+}
 DSK_INLINE Ints pair_products(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
-DSK_INLINE Floats nibble_values(Ints a) { return to_floats(subtract(both(a, all_ints(15)), all_ints(8))); }
 
 #else
 
@@ -160,6 +159,9 @@ DSK_INLINE Ints widen_bytes(const int8_t* p) {
 DSK_INLINE Floats to_floats(Ints a) {
   return each_float([&](int i) { return static_cast<float>(a.lane[i]); });
 }
+DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
+  return each_float([&](int i) { return float_of(static_cast<uint32_t>((a.lane[i] & mask.lane[i]) | more.lane[i])); });
+}
 DSK_INLINE Ints pair_products(Ints a, Ints b) {
 #if defined(__SSE2__)
   const __m128i products = _mm_madd_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a.lane)),
@@ -174,12 +176,25 @@ DSK_INLINE Ints pair_products(Ints a, Ints b) {
   });
 #endif
 }
-DSK_INLINE Floats nibble_values(Ints a) { return to_floats(subtract(both(a, all_ints(15)), all_ints(8))); }
 
 #endif
 
-// The code in the lowest byte of each lane, minus 128.
-DSK_INLINE Floats byte_values(Ints a) { return to_floats(subtract(both(a, all_ints(255)), all_ints(128))); }
+// The code of kBits bits that begins at bit kPlace of each lane, minus half of its range. The code becomes the low bits
+// of a large float's mantissa, from which the rest is subtracted: exact, and without a conversion.
+template <int kBits, int kPlace>
+DSK_INLINE Floats code_values(Ints a) {
+#if defined(__AVX512F__)
+  if constexpr (kBits == 4) {  // a permutation reads the low four bits of a lane
+    const Floats table =
+        _mm512_setr_ps(-8.f, -7.f, -6.f, -5.f, -4.f, -3.f, -2.f, -1.f, 0.f, 1.f, 2.f, 3.f, 4.f, 5.f, 6.f, 7.f);
+    return _mm512_permutexvar_ps(kPlace == 0 ? a : shift_right(a, kPlace), table);
+  }
+#endif
+  static_assert(kPlace + kBits <= 23, "the code must lie in the mantissa");
+  constexpr float kRest = static_cast<float>((1 << (23 - kPlace)) + (1 << (kBits - 1)));
+  const Ints mask = all_ints(((1 << kBits) - 1) << kPlace);
+  return subtract(masked_bits(a, mask, all_ints((150 - kPlace) << 23)), all_floats(kRest));
+}
 
 constexpr int kTile = kLanes * kVectors;  // outputs of a register tile
 

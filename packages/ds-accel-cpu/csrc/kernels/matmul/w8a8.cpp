@@ -138,18 +138,17 @@ class W8A8 {
 
   int64_t panel_outputs(int64_t panel) const { return min64(kPanel, s_.blocks * kBlockOutputs - panel * kPanel); }
 
-  // Adds scale * (sums - zero * sum of x) of a group to the totals of a register tile.
-  template <int kRows>
-  DSK_INLINE void fold(int64_t row, int64_t group, int64_t output, int v, const Ints* sums, int stride,
-                       float* totals) const {
+  // Adds scale * (sums - zero * sum of x) of a group to totals, for `rows` rows and kLanes outputs.
+  void fold(int64_t row, int rows, int64_t group, int64_t output, const int32_t* sums, int stride,
+            float* totals) const {
     const int64_t place = group * s_.blocks * kBlockOutputs + output;
     Ints zero = all_ints(a_.bits == 8 ? 128 : 8);
     if (a_.zeros != nullptr) zero = add(zero, widen_bytes(a_.zeros + place));
     const Floats scale = load_floats(a_.scales + place);
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < rows; ++r) {
       const Ints x_sum = all_ints(sums_[(row + r) * s_.groups + group]);
-      const Floats exact = to_floats(subtract(sums[r * stride], multiply(zero, x_sum)));
-      float* total = totals + r * kPanel + v * kLanes;
+      const Floats exact = to_floats(subtract(load_ints(sums + r * stride), multiply(zero, x_sum)));
+      float* total = totals + r * kPanel;
       store_floats(total, add(load_floats(total), multiply(scale, exact)));
     }
   }
@@ -169,10 +168,11 @@ class W8A8 {
     constexpr int kStep = 32 / kBits;
     const int64_t output = panel * kPanel + tile;
     const int64_t valid = panel_outputs(panel) - tile;
+    int64_t outputs[kVectors];  // those that are not there repeat the first
     const uint8_t* codes[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t mine = v * kLanes < valid ? output + v * kLanes : output;
-      codes[v] = a_.codes + mine / kBlockOutputs * s_.block_bytes + mine % kBlockOutputs * 4;
+      outputs[v] = v * kLanes < valid ? output + v * kLanes : output;
+      codes[v] = a_.codes + outputs[v] / kBlockOutputs * s_.block_bytes + outputs[v] % kBlockOutputs * 4;
     }
     Ints sums[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
@@ -196,9 +196,12 @@ class W8A8 {
         x += kRows * kXWords;
       }
     }
+    alignas(64) int32_t kept[kRows * kTile];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) store_ints(kept + r * kTile + v * kLanes, sums[r][v]);
+    }
     for (int v = 0; v < kVectors; ++v) {
-      if (v * kLanes >= valid) break;
-      fold<kRows>(block * kRowBlock, group, output + v * kLanes, v, &sums[0][v], kVectors, totals + tile);
+      fold(block * kRowBlock, kRows, group, outputs[v], kept + v * kLanes, kTile, totals + tile + v * kLanes);
     }
   }
 
@@ -225,11 +228,8 @@ class W8A8 {
         const int64_t end = min64(begin + s_.group_size, padded());
         tile_sums(q_ + row * padded(), padded(), codes, s_.block_bytes, a_.bits, blocks, begin,
                   s_.groups == 1 ? padded() : end, sums);
-        for (int r = 0; r < rows; ++r) {
-          for (int64_t output = 0; output < blocks * kBlockOutputs; output += kLanes) {
-            const Ints sum = load_ints(sums + r * kPanel + output);
-            fold<1>(row + r, group, panel * kPanel + output, 0, &sum, 1, totals + r * kPanel + output);
-          }
+        for (int64_t output = 0; output < blocks * kBlockOutputs; output += kLanes) {
+          fold(row, rows, group, panel * kPanel + output, sums + output, kPanel, totals + output);
         }
       }
       finish(panel, first, row, rows, totals);

@@ -19,23 +19,28 @@ constexpr int64_t kFewRows = 2 * kRowBlock;
 // Codes of kTile outputs that become floats when they are asked for.
 template <int kBits, bool kZeros>
 struct Codes {
-  static constexpr int kStep = 32 / kBits;  // inputs of a word
+  static constexpr int kStep = 32 / kBits;            // inputs of a word
+  static constexpr int kHigh = kBits == 8 ? 16 : 12;  // shift that brings the upper half of a word into a mantissa
   struct Words {
-    Ints words[kVectors];
+    Ints low[kVectors];
+    Ints high[kVectors];
   };
   const uint8_t* at[kVectors];  // the word of input 0
   Floats zero[kVectors];
 
   DSK_INLINE Words fetch(int64_t input) const {
     Words w;
-    for (int v = 0; v < kVectors; ++v) w.words[v] = load_ints(at[v] + input / kStep * (4 * kBlockOutputs));
+    for (int v = 0; v < kVectors; ++v) {
+      w.low[v] = load_ints(at[v] + input / kStep * (4 * kBlockOutputs));
+      w.high[v] = shift_right(w.low[v], kHigh);
+    }
     return w;
   }
   template <int kInput>
   DSK_INLINE Floats value(const Words& w, int v) const {
-    constexpr int kShift = kBits == 8 ? 8 * kInput : 8 * (kInput % 4) + 4 * (kInput / 4);
-    const Ints shifted = kShift == 0 ? w.words[v] : shift_right(w.words[v], kShift);
-    const Floats found = kBits == 8 ? byte_values(shifted) : nibble_values(shifted);
+    constexpr int kPlace = kBits == 8 ? 8 * kInput : 8 * (kInput % 4) + 4 * (kInput / 4);
+    constexpr bool kIsHigh = kPlace + kBits > 23;
+    const Floats found = code_values<kBits, kIsHigh ? kPlace - kHigh : kPlace>(kIsHigh ? w.high[v] : w.low[v]);
     return kZeros ? subtract(found, zero[v]) : found;
   }
 };

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from ds_accel_cpu.ops.activation import ActivationOps
 from ds_accel_cpu.ops.loss import LossOps
-=======
 from ds_accel_cpu.ops.matmul import MatmulOps
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
 from ds_accel_cpu.ops.norm import NormOps
 from ds_accel_cpu.ops.optim import OptimOps
 from ds_accel_cpu.ops.quantize import QuantizeOps
@@ -16,11 +13,7 @@ from ds_accel_cpu.ops.tokens import TokenOps
 __all__ = ["CpuOps"]
 
 
-<<<<<<< HEAD
-class CpuOps(OptimOps, NormOps, QuantizeOps, ActivationOps, LossOps, TokenOps):
-=======
-class CpuOps(OptimOps, NormOps, QuantizeOps, MatmulOps):
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
+class CpuOps(OptimOps, NormOps, QuantizeOps, ActivationOps, LossOps, TokenOps, MatmulOps):
     """The ops of one kernel library. Each method has the signature of the op in `ds_core.ops`.
 
     Args:

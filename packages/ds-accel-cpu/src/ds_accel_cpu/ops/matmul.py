@@ -7,7 +7,7 @@ import torch
 from ds_accel_cpu.ops._base import CallableKernel, Kernels, address, code
 from ds_core.ops.native import KernelLibrary
 
-__all__ = ["MatmulOps"]
+__all__ = ["MatmulOps", "run_linear"]
 
 
 class MatmulOps(Kernels):
@@ -30,7 +30,7 @@ class MatmulOps(Kernels):
         out_features: int,
     ) -> torch.Tensor:
         """See `ds_core.ops.linear_weight_only`."""
-        return _linear(self._linear_weight_only, x, codes, scales, zeros, bias, bits, group_size, out_features)
+        return run_linear(self._linear_weight_only, x, codes, scales, zeros, bias, bits, group_size, out_features)
 
     def linear_w8a8(
         self,
@@ -44,10 +44,10 @@ class MatmulOps(Kernels):
         out_features: int,
     ) -> torch.Tensor:
         """See `ds_core.ops.linear_w8a8`."""
-        return _linear(self._linear_w8a8, x, codes, scales, zeros, bias, bits, group_size, out_features)
+        return run_linear(self._linear_w8a8, x, codes, scales, zeros, bias, bits, group_size, out_features)
 
 
-def _linear(
+def run_linear(
     kernel: CallableKernel,
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -58,6 +58,7 @@ def _linear(
     group_size: int,
     out_features: int,
 ) -> torch.Tensor:
+    """Calls a kernel that takes ``ds_linear_args``."""
     x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
     zeros = None if zeros is None else zeros.contiguous()
     bias = None if bias is None else bias.float().contiguous()

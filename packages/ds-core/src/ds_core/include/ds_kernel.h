@@ -98,18 +98,12 @@ typedef struct ds_kernel_library {
 /* The one exported symbol: `const ds_kernel_library* ds_kernel_descriptor(void)`. */
 typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
 
-<<<<<<< HEAD
 /* Argument structs, one per op, in a header for each family. Sizes and strides are in elements, tensors are dense
  * unless said so. Each begins with `uint32_t struct_size`; fields are of the types uint32_t, int32_t, uint64_t,
  * int64_t, float, double and pointers only, because ds_core.ops.arguments reads these very declarations. */
 #include "ds_kernel/activation.h"
 #include "ds_kernel/loss.h"
-=======
-/* Argument structs, one per op, in a header for each family. Sizes and strides are in elements, tensors are dense unless
- * said so. Each begins with `uint32_t struct_size`; fields are of the types uint32_t, int32_t, uint64_t, int64_t, float,
- * double and pointers only, because ds_core.ops.arguments reads these very declarations. */
 #include "ds_kernel/matmul.h"
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
 #include "ds_kernel/norm.h"
 #include "ds_kernel/optim.h"
 #include "ds_kernel/quantize.h"

@@ -22,13 +22,10 @@ if TYPE_CHECKING:
     from ds_core.ops._gather_rows import gather_rows, replace_rows
     from ds_core.ops._lamb import lamb_apply_, lamb_moments_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
-<<<<<<< HEAD
     from ds_core.ops._linear_cross_entropy import linear_cross_entropy
-    from ds_core.ops._lion import lion_
-=======
     from ds_core.ops._linear_quantized import linear_w8a8, linear_weight_only
+    from ds_core.ops._lion import lion_
     from ds_core.ops._packed_weight import PackedWeight, pack_codes_by_outputs, pack_weight
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
     from ds_core.ops._quantize import (
         Quantized,
         dequantize,
@@ -68,15 +65,12 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
-<<<<<<< HEAD
     "linear_cross_entropy",
-    "lion_",
-=======
     "linear_w8a8",
     "linear_weight_only",
+    "lion_",
     "pack_codes_by_outputs",
     "pack_weight",
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
     "quantize",
     "quantize_int4",
     "quantize_int8",

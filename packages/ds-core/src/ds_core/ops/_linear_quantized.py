@@ -137,6 +137,8 @@ def _reference_w8a8(
     out_features: int,
 ) -> torch.Tensor:
     inputs = x.shape[-1]
+    q: torch.Tensor
+    factors: torch.Tensor
     q, factors, _ = QUANTIZE_DEFINITIONS[0].reference(x, "int8", inputs)
     rows = q.view(-1, inputs).double()
     weight = unpack_integers(codes, zeros, bits, group_size, out_features, inputs).double()

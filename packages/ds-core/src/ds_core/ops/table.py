@@ -51,7 +51,6 @@ OPS: Mapping[str, Op] = {
         Op("layer_norm_backward", "ds_core.ops._layer_norm", "gradients of layer_norm_forward"),
         Op("quantize", "ds_core.ops._quantize", "groups as int8, int4, fp8, fp6 or fp4 codes with a scale each"),
         Op("dequantize", "ds_core.ops._quantize", "inverse of quantize"),
-<<<<<<< HEAD
         Op(
             "add_rms_norm_forward",
             "ds_core.ops._add_norm",
@@ -77,10 +76,8 @@ OPS: Mapping[str, Op] = {
         Op("scatter_rows_backward", "ds_core.ops._scatter_rows", "gradients of scatter_rows with weights"),
         Op("combine_rows", "ds_core.ops._combine_rows", "weighted sums of a few rows for each token"),
         Op("combine_rows_backward", "ds_core.ops._combine_rows", "gradients of combine_rows"),
-=======
         Op("linear_weight_only", "ds_core.ops._linear_quantized", "linear layer with an int8 or int4 weight"),
         Op("linear_w8a8", "ds_core.ops._linear_quantized", "the same on activations quantized to int8 row by row"),
->>>>>>> 43673ef (Multiply by int8 and int4 weights: float activations, and activations quantized to int8)
     )
 }
 """Every op by name."""
