@@ -249,6 +249,24 @@ def _dequantize(draw: Draw) -> Recipe:
     return Recipe(dict(case.tensors), {**case.scalars, "dtype": draw.pick(*DTYPES)})
 
 
+def _linear(draw: Draw) -> Recipe:
+    bits, inputs, outputs = draw.pick(4, 8), draw.size(1100, 1), draw.size(150)
+    group_size = draw.pick(8, 32, 64, 128, 8 * draw.size(100, 1), inputs, 2000)
+    group_size = group_size if group_size % 8 == 0 or group_size >= inputs else inputs
+    blocks = -(-outputs // 16)
+    groups = (-(-inputs // group_size), 16 * blocks)
+    return Recipe(
+        {
+            "x": draw.tensor((draw.pick(draw.size(20), draw.size(300)), inputs), draw.pick(*DTYPES)),
+            "codes": draw.flat((blocks, -(-inputs // 64) * 64 * 16 * bits // 8), "uint8", Fill.INTEGERS),
+            "scales": draw.flat(groups, "float32"),
+            "zeros": draw.flat(groups, "int8", Fill.INTEGERS) if draw.chance() else None,
+            "bias": draw.flat((outputs,), draw.pick(*DTYPES)) if draw.chance() else None,
+        },
+        {"bits": bits, "group_size": group_size, "out_features": outputs},
+    )
+
+
 RECIPES: Mapping[str, Callable[[Draw], Recipe]] = {
     "adam_": _adam,
     "adagrad_": _adagrad,
@@ -284,5 +302,7 @@ RECIPES: Mapping[str, Callable[[Draw], Recipe]] = {
     "combine_rows_backward": lambda draw: _combine(draw, backward=True),
     "quantize": _quantize,
     "dequantize": _dequantize,
+    "linear_weight_only": _linear,
+    "linear_w8a8": _linear,
 }
 """A recipe for every op, by name."""
