@@ -193,6 +193,7 @@ CELLS = [
     {"optimizer": "SGD", "params": {"momentum": 0.9}, "groups": True},
     {"optimizer": "RMSprop", "config": BF16},
     {"optimizer": "Lamb", "config": BF16},
+    {"params": {"state_bits": 8, "state_block": 256}},
     {"model": {"tied": True}, "config": BF16},
     {"model": {"frozen": True}, "config": BF16},
     {"model": {"frozen": True}, "zero": {"param_persistence_threshold": 10}},

@@ -82,6 +82,69 @@ def test_lamb_is_not_cut_into_tiles(tmp_path: Any) -> None:
         ds_core.initialize(model=Model(), config={**config, "optimizer": {"type": "Lamb"}})
 
 
+ADAM8: dict[str, Any] = {"lr": 1e-2, "state_bits": 8, "state_block": 256}
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
+def test_states_of_a_byte_train_at_every_stage(precision: dict[str, Any]) -> None:
+    section = {"optimizer": {"type": "AdamW", "params": ADAM8}, **precision}
+    results = run_ranks(train, 2, [{**section, "zero_optimization": {"stage": stage}} for stage in (0, 1, 2, 3)])
+    for values in results[0]:  # shards begin blocks, so codes differ between stages
+        torch.testing.assert_close(values, results[0][0], rtol=0, atol=0.01)
+
+
+def saved_and_loaded(folder: str, stages: tuple[int, int]) -> bool:
+    """Whether a run that went through a checkpoint goes on as the one that did not."""
+    engines = []
+    for stage in stages:
+        config = {"train_micro_batch_size_per_gpu": 3, "zero_optimization": {"stage": stage}}
+        config["optimizer"] = {"type": "AdamW", "params": ADAM8}
+        engines.append(ds_core.initialize(model=Model(), config=config)[0])
+    generator = torch.Generator().manual_seed(torch.distributed.get_rank())
+
+    def step(engine: Any, x: torch.Tensor) -> None:
+        engine.backward((engine(x) ** 2).mean())
+        engine.step()
+
+    for _ in range(3):
+        step(engines[0], torch.randn(3, 6, generator=generator))
+    engines[0].save_checkpoint(folder)
+    engines[1].load_checkpoint(folder)
+    x = torch.randn(3, 6, generator=generator)
+    found = []
+    for engine in engines:
+        step(engine, x)
+        found.append(torch.cat([value.flatten() for value in engine.module.state_dict().values()]))
+        engine.destroy()
+    return torch.equal(*found) if stages[0] == stages[1] else torch.allclose(*found, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("stages", [(1, 1), (3, 3), (0, 2), (3, 0)])
+def test_states_of_a_byte_go_through_checkpoints_of_any_stage(stages: tuple[int, int], tmp_path: Any) -> None:
+    assert all(run_ranks(saved_and_loaded, 2, str(tmp_path), stages))
+
+
+def test_states_of_a_byte_are_read_and_written_as_numbers() -> None:
+    from ds_core import utils
+
+    config = {"train_batch_size": 3, "optimizer": {"type": "AdamW", "params": ADAM8}}
+    engine = ds_core.initialize(model=Model(), config=config)[0]
+    engine.backward(engine(torch.ones(3, 6)).square().mean())
+    engine.step()
+    bias = engine.module.layers[0].bias
+    moment = utils.safe_get_full_optimizer_state(bias, "exp_avg")
+    assert moment.dtype == torch.float32 and moment.any()
+    utils.safe_set_full_optimizer_state(bias, torch.ones_like(moment), "exp_avg")
+    assert torch.equal(utils.safe_get_full_optimizer_state(bias, "exp_avg"), torch.ones_like(moment))
+
+
+def test_states_of_a_byte_are_not_kept_in_files(tmp_path: Any) -> None:
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 4}
+    config = {"train_batch_size": 3, "zero_optimization": {"stage": 2, "offload_optimizer": nvme}}
+    with pytest.raises(ConfigError, match=r"packs them into bytes; set optimizer\.params\.state_bits to 32"):
+        ds_core.initialize(model=Model(), config={**config, "optimizer": {"type": "AdamW", "params": ADAM8}})
+
+
 KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (name, EVERY[name], change)
     for name, changes in {
@@ -104,6 +167,7 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             {"max_coeff": 0.05},
             {"min_coeff": 2.0},
         ],
+        "AdamW": [{"state_bits": 8}],
         "Lion": [{"lr": 0.1}, {"betas": [0.1, 0.99]}, {"betas": [0.9, 0.1]}, {"weight_decay": 0.0}],
         "SGD": [
             {"lr": 0.1},
@@ -116,6 +180,7 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     }.items()
     for change in changes
 ]
+KEYS.append(("AdamW", {"lr": 1e-2, "state_bits": 8}, {"state_block": 256}))
 
 
 @pytest.mark.parametrize(("name", "base", "change"), KEYS, ids=lambda value: value if isinstance(value, str) else None)

@@ -11,6 +11,7 @@ DS_HOOK_API = (1, 0)
 
 _OPS = (
     "adam_",
+    "adam8bit_",
     "adagrad_",
     "lamb_moments_",
     "lamb_apply_",

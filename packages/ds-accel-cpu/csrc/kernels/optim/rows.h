@@ -8,6 +8,7 @@
 namespace dsk {
 
 int32_t adam(const void* arguments, const ds_exec* exec);
+int32_t adam8bit(const void* arguments, const ds_exec* exec);
 int32_t adagrad(const void* arguments, const ds_exec* exec);
 int32_t lamb_moments(const void* arguments, const ds_exec* exec);
 uint64_t lamb_moments_workspace(const void* arguments);
@@ -22,6 +23,7 @@ uint64_t sum_of_squares_workspace(const void* arguments);
 
 #define DSK_OPTIM_ROWS                                                                                    \
   {"adam_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::adam, nullptr},                                         \
+      {"adam8bit_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::adam8bit, nullptr},                             \
       {"adagrad_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::adagrad, nullptr},                               \
       {"lamb_moments_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::lamb_moments, dsk::lamb_moments_workspace}, \
       {"lamb_apply_", 1, DS_KERNEL_FLAG_DETERMINISTIC, dsk::lamb_apply, dsk::lamb_apply_workspace},       \

@@ -24,6 +24,7 @@ class OptimOps(Kernels):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__(library)
         self._adam = self.kernel("adam_")
+        self._adam8bit = self.kernel("adam8bit_")
         self._adagrad = self.kernel("adagrad_")
         self._lamb_moments = self.kernel("lamb_moments_")
         self._lamb_apply = self.kernel("lamb_apply_")
@@ -68,6 +69,41 @@ class OptimOps(Kernels):
             **scalars(lr, beta1, beta2, eps, weight_decay, step, bias_correction)._asdict(),
             rounding_seed=rounding_seed,
             rounding_offset=rounding_offset,
+        )
+
+    def adam8bit_(
+        self,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        exp_avg_scale: torch.Tensor,
+        exp_avg_sq_scale: torch.Tensor,
+        copy_out: torch.Tensor | None = None,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        block_size: int = 2048,
+        adamw: bool = True,
+        bias_correction: bool = True,
+        grad_factor: torch.Tensor | None = None,
+        rounding_seed: int = -1,
+        rounding_offset: int = 0,
+    ) -> None:
+        """See `ds_core.ops.adam8bit_`."""
+        self._adam8bit(
+            **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
+            adamw=adamw,
+            block_size=block_size,
+            exp_avg=address(exp_avg),
+            exp_avg_sq=address(exp_avg_sq),
+            exp_avg_scale=address(exp_avg_scale),
+            exp_avg_sq_scale=address(exp_avg_sq_scale),
+            **scalars(lr, beta1, beta2, eps, weight_decay, step, bias_correction)._asdict(),
         )
 
     def adagrad_(

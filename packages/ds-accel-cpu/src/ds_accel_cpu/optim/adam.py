@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from ds_accel_cpu.optim._groups import on_cpu
 from ds_core.errors import ConfigError
 from ds_core.optim.op_adam import OpAdam
+from ds_core.optim.op_adam8bit import OpAdam8bit
 
-__all__ = ["CPUAdam", "make_adam", "make_adamw"]
+__all__ = ["CPUAdam", "CPUAdam8bit", "make_adam", "make_adamw"]
 
 
 class CPUAdam(OpAdam):
@@ -56,6 +57,46 @@ class CPUAdam(OpAdam):
         )
 
 
+class CPUAdam8bit(OpAdam8bit):
+    """`CPUAdam` with moments of a byte an element; `OpAdam8bit` says how.
+
+    Args:
+        model_params: tensors, named tensors or group dicts, as torch takes them.
+        lr: learning rate.
+        bias_correction: divide the moments by ``1 - beta ** step``.
+        betas: decay rates of the two moments, each in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: 0 or more.
+        adamw_mode: decoupled weight decay; False adds it to the gradient.
+        block_size: elements that share a scale: 256, 512, 1024, 2048 or 4096.
+
+    Raises:
+        ConfigError: a parameter is not on the CPU, or a hyperparameter is out of range.
+    """
+
+    def __init__(
+        self,
+        model_params: Iterable[Any],
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adamw_mode: bool = True,
+        block_size: int = 2048,
+    ) -> None:
+        super().__init__(
+            on_cpu("CPUAdam8bit", "ds_core.optim.op_adam8bit.OpAdam8bit", model_params),
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            adamw=adamw_mode,
+            bias_correction=bias_correction,
+            block_size=block_size,
+        )
+
+
 def make_adam(
     param_groups: Iterable[Any],
     *,
@@ -67,8 +108,17 @@ def make_adam(
     bias_correction: bool = True,
     fp32_optimizer_states: bool = True,
     amsgrad: bool = False,
-) -> CPUAdam:
-    """What ``optimizer.type: Adam`` of a config means: weight decay is decoupled unless `adam_w_mode` is false."""
+    state_bits: Literal[8, 32] = 32,
+    state_block: int = 2048,
+) -> CPUAdam | CPUAdam8bit:
+    """What ``optimizer.type: Adam`` of a config means: weight decay is decoupled unless `adam_w_mode` is false.
+
+    Args:
+        state_bits: 8 keeps the moments as `CPUAdam8bit` does.
+        state_block: elements that share a scale then.
+    """
+    if amsgrad is False and state_bits == 8:
+        return CPUAdam8bit(param_groups, lr, bias_correction, betas, eps, weight_decay, adam_w_mode, state_block)
     return CPUAdam(
         param_groups,
         lr=lr,
@@ -93,7 +143,9 @@ def make_adamw(
     bias_correction: bool = True,
     fp32_optimizer_states: bool = True,
     amsgrad: bool = False,
-) -> CPUAdam:
+    state_bits: Literal[8, 32] = 32,
+    state_block: int = 2048,
+) -> CPUAdam | CPUAdam8bit:
     """What ``optimizer.type: AdamW`` of a config means.
 
     Raises:
@@ -112,4 +164,6 @@ def make_adamw(
         bias_correction=bias_correction,
         fp32_optimizer_states=fp32_optimizer_states,
         amsgrad=amsgrad,
+        state_bits=state_bits,
+        state_block=state_block,
     )

@@ -15,6 +15,7 @@ from ds_core.ops.table import OPS
 if TYPE_CHECKING:
     from ds_core.ops._adagrad import adagrad_
     from ds_core.ops._adam import adam_
+    from ds_core.ops._adam8bit import adam8bit_
     from ds_core.ops._add_norm import add_layer_norm, add_rms_norm
     from ds_core.ops._combine_rows import combine_rows
     from ds_core.ops._cross_entropy import cross_entropy, cross_entropy_
@@ -47,6 +48,7 @@ __all__ = [
     "PackedWeight",
     "Quantized",
     "adagrad_",
+    "adam8bit_",
     "adam_",
     "add_layer_norm",
     "add_rms_norm",
@@ -108,6 +110,7 @@ _HOME = {
     "scatter_rows": "_scatter_rows",
     "softmax": "_softmax",
     "softmax_backward": "_softmax",
+    "adam8bit_": "_adam8bit",
     "adam_": "_adam",
     "dequantize": "_quantize",
     "dequantize_int4": "_quantize",

@@ -14,7 +14,7 @@ from ds_core.ops.checks import name_of
 from ds_core.ops.definition import OpDefinition
 from ds_core.ops.dispatch import is_plain, run
 
-__all__ = ["DEFINITIONS", "AdamScalars", "adam_", "scalars"]
+__all__ = ["DEFINITIONS", "AdamScalars", "adam_", "scalars", "update"]
 
 
 class AdamScalars(NamedTuple):
@@ -158,7 +158,7 @@ def _reference(
 ) -> None:
     s = scalars(lr, beta1, beta2, eps, weight_decay, step, bias_correction)
     walk(
-        functools.partial(_update, s=s, adamw=adamw),
+        functools.partial(update, s=s, adamw=adamw),
         param,
         grad,
         (exp_avg, exp_avg_sq),
@@ -169,7 +169,7 @@ def _reference(
     )
 
 
-def _update(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, s: AdamScalars, adamw: bool) -> None:
+def update(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, s: AdamScalars, adamw: bool) -> None:
     """float32 in place.
 
     Note [Bit-equal to torch]

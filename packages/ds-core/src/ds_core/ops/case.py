@@ -17,6 +17,7 @@ class Fill(Enum):
     WIDE = "wide"  # normal values with exponents spread over twelve decades, signs mixed
     ZEROS = "zeros"
     SPECIAL = "special"  # normal with some infinities, NaNs and zeros of both signs
+    BYTES = "bytes"  # whole numbers in [0, 255]
     INTEGERS = "integers"  # whole numbers in [-127, 127]
     INDICES = "indices"  # whole numbers in [0, scale), some of them more than once
     RISING = "rising"  # different whole numbers in [0, scale), sorted along the last dimension

@@ -39,6 +39,7 @@ OPS: Mapping[str, Op] = {
     row.name: row
     for row in (
         Op("adam_", "ds_core.ops._adam", "one Adam or AdamW step in one pass, with unscale and low-precision copy-out"),
+        Op("adam8bit_", "ds_core.ops._adam8bit", "one Adam step with moments of a byte an element"),
         Op("adagrad_", "ds_core.ops._adagrad", "one Adagrad step in one pass"),
         Op("lamb_moments_", "ds_core.ops._lamb", "moments of a LAMB step, and the norms of segments"),
         Op("lamb_apply_", "ds_core.ops._lamb", "update of a LAMB step with a trust ratio a segment"),

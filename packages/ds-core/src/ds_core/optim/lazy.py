@@ -7,7 +7,30 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-__all__ = ["StartsStates", "start_states"]
+__all__ = ["PacksStates", "StartsStates", "start_states"]
+
+
+@runtime_checkable
+class PacksStates(Protocol):
+    """An optimizer that keeps states in fewer bits than it has them; who asks sees float32, and never the codes.
+
+    Attributes:
+        block_size: elements that share what a code is relative to.
+    """
+
+    block_size: int
+
+    def packed(self, param: torch.Tensor) -> tuple[str, ...]:
+        """Names of the packed states of `param`; none where it was never updated."""
+
+    def unpack(self, param: torch.Tensor, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements of a state, 1-D float32."""
+
+    def pack(self, param: torch.Tensor, name: str, start: int, values: torch.Tensor) -> None:
+        """Replaces elements of a state from `start` on; exact for what `unpack` gave of whole blocks."""
+
+    def others(self, param: torch.Tensor) -> dict[str, Any]:
+        """What else is kept for `param`, such as the step."""
 
 
 @runtime_checkable

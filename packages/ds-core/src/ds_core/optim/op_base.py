@@ -303,11 +303,12 @@ class FlatOpOptimizer(OpOptimizer):
         hypers = [self.hyperparameters(group) for group in self.param_groups]
         for update in updates:
             state, start, stop = self.run_of(update)
+            states = self.take(state, start, stop)
             self.run(
                 FlatStep(
                     update.param,
                     update.grad,
-                    {key: state[key].view(-1)[start:stop] for key in self.state_names()},
+                    states,
                     update.copy_out,
                     update.step,
                     hypers[update.group],
@@ -316,6 +317,14 @@ class FlatOpOptimizer(OpOptimizer):
                     start if update.position < 0 else update.position,
                 )
             )
+            self.give(state, start, stop, states)
+
+    def take(self, state: dict[str, Any], start: int, stop: int) -> dict[str, torch.Tensor]:
+        """The 1-D states of elements `start` to `stop`, to be changed in place."""
+        return {key: state[key].view(-1)[start:stop] for key in self.state_names()}
+
+    def give(self, state: dict[str, Any], start: int, stop: int, states: dict[str, torch.Tensor]) -> None:
+        """Takes back what `take` gave, changed; nothing to do where it gave views."""
 
 
 def _call(closure: Callable[[], Any] | None) -> Any:

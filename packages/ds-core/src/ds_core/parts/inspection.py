@@ -16,7 +16,7 @@ from ds_core.errors import EngineError, ModelError
 from ds_core.flat import FlatGroup
 from ds_core.layout import Range, Slot, intersect
 from ds_core.masters import MasterPiece
-from ds_core.optim.lazy import start_states
+from ds_core.optim.lazy import PacksStates, start_states
 from ds_core.part import Part
 
 if TYPE_CHECKING:
@@ -244,7 +244,11 @@ class Inspection(Part):
                 answers.append(start_states(optimizer, piece.master))
                 if answers[-1]:
                     try:
-                        work(self._pick(spot, piece, key, parts[id(piece)]), parts[id(piece)])
+                        state = self._pick(spot, piece, key, parts[id(piece)])
+                        work(state, parts[id(piece)])
+                        if store and isinstance(optimizer, PacksStates):
+                            first = parts[id(piece)].start - piece.span.start
+                            optimizer.pack(piece.master, key, first, state.values)
                     except ModelError as error:
                         errors.append(error)
 
@@ -258,6 +262,9 @@ class Inspection(Part):
         """A state of a piece that is in memory, to read and write."""
         optimizer = self._optimizer.optimizer
         assert optimizer is not None
+        if isinstance(optimizer, PacksStates) and key in optimizer.packed(piece.master):
+            first = part.start - piece.span.start
+            return StatePart(optimizer.unpack(piece.master, key, first, first + part.numel))
         found = {
             name: value
             for name, value in optimizer.state[piece.master].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from ds_core.errors import CheckpointError
 from ds_core.layout import intersect
 from ds_core.masters import MasterPiece
+from ds_core.optim.lazy import PacksStates
 from ds_core.placement import Placement
 from ds_core.space import UpdateSpace
 from ds_core.state import Deferred, Fragment, StatePlan, StateReader
@@ -43,7 +45,7 @@ def plan_optimizer(
     scalars: dict[str, dict[str, Any]] = {}
     for piece in pieces:
         tensors: dict[str, torch.Tensor | Deferred]
-        tensors, whole, small = _split(optimizer.state.get(piece.master, {}), piece)
+        tensors, whole, small = _read(optimizer, piece)
         if whole and space.is_sharded:
             raise CheckpointError(
                 f"{type(optimizer).__name__} keeps {sorted(whole)} in a shape of its own, which cannot be saved from "
@@ -144,6 +146,7 @@ def _load_piece(
                 if target is None:
                     like = existing.get(state)
                     dtype = like.dtype if isinstance(like, torch.Tensor) else piece.master.dtype
+                    dtype = torch.float32 if isinstance(optimizer, PacksStates) else dtype
                     target = loaded[state] = torch.zeros(piece.master.shape, dtype=dtype, device=piece.master.device)
                 reader.read(key, target.view(-1)[low:high], part.start - slot.start)
             else:
@@ -154,8 +157,28 @@ def _load_piece(
         steps[id(piece.flat)][index] = int(small.pop("taken", 0))
         for name, value in small.items():
             loaded[name] = torch.tensor(value["tensor"], dtype=torch.float32) if isinstance(value, dict) else value
-    if loaded:
+    if not loaded:
+        return
+    if not isinstance(optimizer, PacksStates):
         optimizer.state[piece.master] = loaded
+        return
+    for name in [key for key, value in loaded.items() if isinstance(value, torch.Tensor) and value.dim() > 0]:
+        optimizer.pack(piece.master, name, 0, loaded.pop(name).view(-1))
+    optimizer.state[piece.master].update(loaded)
+
+
+def _read(
+    optimizer: torch.optim.Optimizer, piece: MasterPiece
+) -> tuple[dict[str, torch.Tensor | Deferred], dict[str, torch.Tensor], dict[str, Any]]:
+    """As `_split`; states that are packed are unpacked when they are written."""
+    if not isinstance(optimizer, PacksStates):
+        return _split(optimizer.state.get(piece.master, {}), piece)
+    _, _, small = _split(optimizer.others(piece.master), piece)
+    tensors: dict[str, torch.Tensor | Deferred] = {
+        name: Deferred(torch.float32, functools.partial(optimizer.unpack, piece.master, name))
+        for name in optimizer.packed(piece.master)
+    }
+    return tensors, {}, small
 
 
 def _split(

@@ -154,6 +154,8 @@ def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(-127, 128, spec.shape, generator=generator)
     if spec.fill in (Fill.INDICES, Fill.RISING, Fill.HOLES, Fill.TARGETS):
         return _indices(spec, generator)
+    if spec.fill is Fill.BYTES:
+        return torch.randint(0, 256, spec.shape, generator=generator)
     if spec.fill is Fill.ZEROS:
         return torch.zeros(spec.shape)
     if not spec.shape:  # a scalar is a parameter of the call: exactly the scale

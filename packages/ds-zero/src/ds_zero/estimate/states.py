@@ -15,6 +15,7 @@ import torch
 from ds_core.errors import ConfigError, ModelError
 from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import SegmentOptimizer, takes_flat
+from ds_core.optim.lazy import PacksStates
 from ds_core.optim.precision import implied
 from ds_zero.estimate.setup import Setup
 
@@ -32,10 +33,14 @@ class Kept(NamedTuple):
 
 
 class _State(NamedTuple):
-    """One state tensor: for each dimension, the tensor's dimension it follows or a fixed size; and bytes an element."""
+    """One state tensor: for each dimension, the tensor's dimension it follows or a fixed size; and bytes an element.
+
+    `block` is how many elements of the tensor one of the state stands for; 1 where it follows the shape.
+    """
 
     sizes: tuple[tuple[bool, int], ...]
     itemsize: int
+    block: int = 1
 
 
 Key = tuple[int, int, torch.dtype, Any]
@@ -61,6 +66,9 @@ class States:
         """Bytes kept for a tensor of `shape` in `group`."""
         states = counters = 0
         for state in self._found.get((group, len(shape), dtype, use_muon), ()):
+            if state.block > 1:
+                states += -(-math.prod(shape) // state.block) * state.itemsize
+                continue
             numel = math.prod(shape[size] if follows else size for follows, size in state.sizes)
             if any(follows for follows, _ in state.sizes):
                 states += numel * state.itemsize
@@ -132,14 +140,14 @@ def _probe(key: Key, device: torch.device) -> torch.nn.Parameter:
 
 
 def _states(optimizer: torch.optim.Optimizer, probe: torch.nn.Parameter) -> tuple[_State, ...]:
-    return tuple(
-        _State(
-            tuple(_size(probe, place, size, value.dim()) for place, size in enumerate(value.shape)),
-            value.element_size(),
-        )
-        for value in optimizer.state.get(probe, {}).values()
-        if isinstance(value, torch.Tensor)
-    )
+    found = []
+    block = optimizer.block_size if isinstance(optimizer, PacksStates) else 1
+    for value in optimizer.state.get(probe, {}).values():
+        if isinstance(value, torch.Tensor):
+            sizes = tuple(_size(probe, place, size, value.dim()) for place, size in enumerate(value.shape))
+            is_of_blocks = block > 1 and value.dim() > 0 and value.shape != probe.shape
+            found.append(_State(sizes, value.element_size(), block if is_of_blocks else 1))
+    return tuple(found)
 
 
 def _size(probe: torch.Tensor, place: int, size: int, ndim: int) -> tuple[bool, int]:

@@ -20,7 +20,7 @@ import torch
 
 from ds_core.aio import BufferPool, Handle, SwapStore, pipelined
 from ds_core.errors import ConfigError
-from ds_core.optim.lazy import StartsStates
+from ds_core.optim.lazy import PacksStates, StartsStates
 from ds_core.placeholder import placeholder
 from ds_core.state import Deferred
 from ds_zero.offload.host import HostPlacement
@@ -131,6 +131,12 @@ class FilePlacement(HostPlacement):
     def check(self, optimizer: torch.optim.Optimizer, *, is_flat: bool, is_elementwise: bool) -> None:
         """Refuses what keeps its states in ways of its own."""
         super().check(optimizer, is_flat=is_flat, is_elementwise=is_elementwise)
+        if isinstance(optimizer, PacksStates):
+            raise ConfigError(
+                "zero_optimization.offload_optimizer.device nvme keeps states as they are computed with, and "
+                f"{type(optimizer).__name__} packs them into bytes; set optimizer.params.state_bits to 32, or device "
+                "to cpu"
+            )
         if not is_flat or not isinstance(optimizer, StartsStates):
             raise ConfigError(
                 f"zero_optimization.offload_optimizer.device nvme needs an optimizer made of the op table, not "

@@ -39,6 +39,39 @@ typedef struct ds_adam_args {
   int64_t rounding_offset;  /* index of the first element in the rounding sequence */
 } ds_adam_args;
 
+/* adam8bit_: ds_adam_args with both moments as a byte an element and the largest magnitude of each block, both updated.
+ * A magnitude is a code of a dynamic tree of n codes (n = 128 for exp_avg, whose highest bit is the sign, and 256 for
+ * exp_avg_sq): 0, or, with k the highest power of two in the code, (0.1 + 0.9 (code - k + 1) / k) / 10^log2(n / 2 / k),
+ * rounded to float32; times the scale of its block. The new code is the nearest to |x| / scale, the lower one where two
+ * are as near; edges between codes are half their sum in float32. A block whose scale is 0 or not finite has codes 0. */
+typedef struct ds_adam8bit_args {
+  uint32_t struct_size;
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t copy_dtype;
+  int32_t adamw;
+  int64_t numel;
+  int64_t block_size; /* elements that share a scale; the last block may have fewer */
+  void* param;
+  const void* grad;
+  uint8_t* exp_avg;
+  uint8_t* exp_avg_sq;
+  float* exp_avg_scale; /* [ceil(numel / block_size)] */
+  float* exp_avg_sq_scale;
+  void* copy_out;
+  const float* grad_factor;
+  float lerp_weight;
+  float beta2;
+  float square_weight;
+  float decay;
+  float weight_decay;
+  float eps;
+  float correction2_sqrt;
+  float negative_step_size;
+  int64_t rounding_seed; /* of param only: codes are always the nearest */
+  int64_t rounding_offset;
+} ds_adam8bit_args;
+
 /* adagrad_: one Adagrad step, in the terms of ds_adam_args:
  *   p, g, s = the inputs as float32;  g = g * grad_factor;  weight_decay != 0: g = fma(p, weight_decay, g)
  *   s = fma(g, g, s)
