@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ds_core.errors import ModelError
-from ds_core.optim.muon import MuonWithAuxAdam
+from ds_core.optim.muon import Muon, MuonWithAuxAdam
+from ds_core.optim.newton_schulz import best_dtype
 
 
 def tensors() -> tuple[torch.nn.Parameter, torch.nn.Parameter, torch.nn.Parameter]:
@@ -28,9 +29,30 @@ def test_each_half_equals_torchs_own_optimizer() -> None:
         optimizer.step()
         muon.step()
         adam.step()
-    assert torch.equal(matrix, matrix_)
+    if best_dtype(matrix.device) == torch.bfloat16:
+        assert torch.equal(matrix, matrix_)
+    else:  # torch's is in bfloat16 also where that has to be emulated
+        torch.testing.assert_close(matrix, matrix_, rtol=0, atol=3 * 0.02 * 0.05)
     assert torch.equal(embedding, embedding_)
     assert torch.equal(bias, bias_)
+
+
+@pytest.mark.parametrize("rule", [None, "original", "match_rms_adamw"])
+def test_matrices_of_one_shape_move_as_torchs_do_one_by_one(rule: str | None) -> None:
+    pairs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((12, 6), (6, 12), (12, 6), (5, 5))]
+        for param in params:
+            param.grad = torch.randn_like(param)
+        pairs.append(params)
+    ours = Muon(pairs[0], lr=0.02, adjust_lr_fn=rule)
+    theirs = torch.optim.Muon(pairs[1], lr=0.02, adjust_lr_fn=rule)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    for got, want in zip(*pairs, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=3 * 0.02 * 0.05)
 
 
 def test_a_restored_optimizer_continues_as_the_undisturbed_one() -> None:

@@ -183,6 +183,25 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 KEYS.append(("AdamW", {"lr": 1e-2, "state_bits": 8}, {"state_block": 256}))
 
 
+MUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+KEYS += [
+    ("Muon", MUON, change)
+    for change in (
+        {"lr": 0.1},
+        {"muon_lr": 0.1},
+        {"adam_lr": 0.1},
+        {"momentum": 0.5},
+        {"weight_decay": 0.0},
+        {"betas": [0.5, 0.999]},
+        {"eps": 0.1},
+        {"ns_method": "gram"},
+        {"ns_steps": 1},
+        {"nesterov": False},
+        {"adjust_lr_fn": "match_rms_adamw"},
+    )
+]
+
+
 @pytest.mark.parametrize(("name", "base", "change"), KEYS, ids=lambda value: value if isinstance(value, str) else None)
 def test_every_key_acts(name: str, base: dict[str, Any], change: dict[str, Any]) -> None:
     before = weights({"optimizer": {"type": name, "params": base}})

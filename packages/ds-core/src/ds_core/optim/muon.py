@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ds_core.errors import ConfigError, ModelError
 from ds_core.optim.groups import normalize
+from ds_core.optim.newton_schulz import COEFFICIENTS, Method, batches, orthogonalize
 
-__all__ = ["MuonWithAuxAdam", "wants_muon"]
+__all__ = ["Muon", "MuonWithAuxAdam", "wants_muon"]
 
 
 def wants_muon(tensor: torch.Tensor) -> bool:
@@ -23,8 +25,110 @@ def wants_muon(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 2 if marked is None else bool(marked)
 
 
+class Muon(torch.optim.Optimizer):
+    """``torch.optim.Muon`` with matrices of equal shape orthogonalized together, in the best matrix product there is.
+
+    States and hyperparameters are torch's; on one matrix, where bfloat16 is native, so are the results to the bit.
+
+    Args:
+        params: matrices, named matrices or group dicts.
+        lr: learning rate; the rule `adjust_lr_fn` multiplies it by a factor of the shape.
+        weight_decay: decoupled.
+        momentum: decay rate of the averaged gradient.
+        nesterov: look ahead along the momentum.
+        ns_coefficients: of the iteration, see `ds_core.optim.newton_schulz`.
+        eps: smallest norm that is divided by.
+        ns_steps: iterations.
+        ns_method: ``"standard"`` or ``"gram"``, see `orthogonalize`.
+        adjust_lr_fn: None or ``"original"``: ``sqrt(max(1, rows / columns))``; ``"match_rms_adamw"``:
+            ``0.2 sqrt(max(rows, columns))``.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        ns_method: Method = "standard",
+        adjust_lr_fn: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": tuple(ns_coefficients),
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "ns_method": ns_method,
+            "adjust_lr_fn": adjust_lr_fn,
+        }
+        for key, allowed, fits in (
+            ("lr", "0 or more", float(lr) >= 0),
+            ("momentum", "0 or more", momentum >= 0),
+            ("weight_decay", "0 or more", weight_decay >= 0),
+            ("ns_steps", "from 1 to 99", 1 <= ns_steps < 100),
+            ("ns_method", "'standard' or 'gram'", ns_method in ("standard", "gram")),
+            ("adjust_lr_fn", "null, 'original' or 'match_rms_adamw'", adjust_lr_fn in _RATES),
+        ):
+            if not fits:
+                raise ConfigError(f"optimizer.params.{key} of Muon must be {allowed}, got {defaults[key]!r}.")
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every matrix that has a gradient; returns what `closure` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            for chosen in batches(params):  # one after the other, for each has a copy of its gradients
+                self._step_batch(group, [params[index] for index in chosen])
+        return loss
+
+    def _step_batch(self, group: Mapping[str, Any], params: list[torch.Tensor]) -> None:
+        lr, momentum = float(group["lr"]), group["momentum"]
+        moves = []
+        for param in params:
+            grad, state = param.grad, self.state[param]
+            assert grad is not None
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
+            buffer = state["momentum_buffer"].lerp_(grad, 1 - momentum)
+            moves.append(grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
+        updates = orthogonalize(
+            moves,
+            steps=group["ns_steps"],
+            method=group["ns_method"],
+            coefficients=group["ns_coefficients"],
+            eps=group["eps"],
+        )
+        rate = _RATES[group["adjust_lr_fn"]]
+        for param, update in zip(params, updates, strict=True):
+            param.mul_(1 - lr * group["weight_decay"])
+            param.add_(update, alpha=-lr * rate(*param.shape))
+
+
+_RATES: Mapping[str | None, Callable[[int, int], float]] = {
+    None: lambda rows, columns: math.sqrt(max(1, rows / columns)),
+    "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
+    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+}
+"""Factors of the learning rate by shape, by the names torch gives them."""
+
+
 class MuonWithAuxAdam(torch.optim.Optimizer):
-    """``torch.optim.Muon`` on matrices and ``torch.optim.AdamW`` on the rest, over shared groups and state.
+    """`Muon` on matrices and ``torch.optim.AdamW`` on the rest, over shared groups and state.
 
     A group dict may carry ``use_muon`` for all its tensors; otherwise each tensor decides by `wants_muon`, and a mixed
     group becomes two. Each group has the learning rate of its half, so schedules move both.
@@ -38,13 +142,13 @@ class MuonWithAuxAdam(torch.optim.Optimizer):
         weight_decay: decoupled decay of both halves.
         betas: AdamW's.
         eps: AdamW's.
-        ns_method: how the update is orthogonalized; torch has the standard Newton-Schulz iteration only.
+        ns_method: how the update is orthogonalized: ``"standard"`` or ``"gram"``, see `Muon`.
         nesterov: Muon's Nesterov momentum.
         ns_steps: Newton-Schulz iterations.
-        adjust_lr_fn: torch's rule for the learning rate by matrix shape, ``"original"`` or ``"match_rms_adamw"``.
+        adjust_lr_fn: rule for the learning rate by matrix shape, ``"original"`` or ``"match_rms_adamw"``.
 
     Raises:
-        ConfigError: a value torch does not take, or a torch without Muon.
+        ConfigError: a hyperparameter is out of range.
         ModelError: a tensor marked for Muon is not a matrix.
     """
 
@@ -58,22 +162,21 @@ class MuonWithAuxAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        ns_method: Literal["gram", "standard"] = "standard",
+        ns_method: Method = "standard",
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
     ) -> None:
-        if ns_method != "standard":
-            raise ConfigError(
-                f"optimizer.params.ns_method {ns_method!r} is not available: torch's Muon orthogonalizes by the "
-                "standard Newton-Schulz iteration. Use 'standard' or leave it out."
-            )
-        if "Muon" not in vars(torch.optim):
-            raise ConfigError(f"optimizer.type 'Muon' needs torch.optim.Muon, which torch {torch.__version__} lacks.")
         muon_groups, adam_groups = _split(normalize(param_groups))
-        muon_options = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        muon_options = {
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_steps": ns_steps,
+            "ns_method": ns_method,
+            "adjust_lr_fn": adjust_lr_fn,
+        }
         self._muon = _half(
-            torch.optim.Muon,
+            Muon,
             muon_groups,
             {"lr": lr if muon_lr is None else muon_lr, "weight_decay": weight_decay, **muon_options},
         )
