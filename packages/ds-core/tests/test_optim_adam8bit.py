@@ -63,6 +63,11 @@ def test_what_is_not_finite_makes_its_block_nan_when_it_is_read() -> None:
     assert found[:256].isnan().all() and torch.equal(found[256:], x[256:])
 
 
+def test_blocks_of_subnormal_numbers_are_zero() -> None:
+    codes, _ = encode(torch.full((256,), 1e-40), 256, signed=False)
+    assert not codes.any()
+
+
 # --- the op
 
 HYPER: dict[str, Any] = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.05, "step": 1}

@@ -90,10 +90,10 @@ inline uint32_t largest_bits(const float* __restrict x, int64_t n) {
   return largest;
 }
 
-// Codes of a block in units of its scale; a scale that is not finite says it all, and the codes are 0.
+// Codes of a block in units of its scale; where that is not a normal number, the codes are 0. So shares are in [0, 1].
 template <bool kSigned>
 void store_codes(const float* __restrict x, uint32_t largest, uint8_t* __restrict codes, int64_t n) {
-  if (largest == 0 || largest >= 0x7f800000u) {
+  if (largest < 0x00800000u || largest >= 0x7f800000u) {  // subnormal: 0 where the processor flushes
     for (int64_t i = 0; i < n; ++i) codes[i] = 0;
     return;
   }

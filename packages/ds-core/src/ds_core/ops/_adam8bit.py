@@ -116,7 +116,7 @@ def encode(x: torch.Tensor, block_size: int, *, signed: bool) -> tuple[torch.Ten
     padded[: x.numel()] = x
     magnitude = padded.view(torch.int32) & 0x7FFFFFFF  # as integers NaN is above infinity, infinity above numbers
     scales = magnitude.view(blocks, block_size).amax(1).view(torch.float32) if blocks else x.new_zeros(0)
-    usable = (scales > 0) & scales.isfinite()
+    usable = (scales >= torch.finfo(torch.float32).tiny) & scales.isfinite()
     share = magnitude.view(torch.float32).view(blocks, block_size) / torch.where(usable, scales, 1.0)[:, None]
     values = tree(128 if signed else 256).to(x.device)
     codes = torch.bucketize(share, (values[:-1] + values[1:]) * 0.5)

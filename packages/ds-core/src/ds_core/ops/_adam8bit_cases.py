@@ -65,6 +65,7 @@ CASES = (
     _case("factor", 5000, factor=0.37, grad="bfloat16"),
     _case("wide_gradients", 20_000, fill=Fill.WIDE, beta1=0.0, beta2=0.0),
     _case("special_gradients", 20_000, fill=Fill.SPECIAL),
+    _case("tiny_gradients", 5000, codes=Fill.ZEROS, factor=1e-40, weight_decay=0.0),
     _case("unaligned", 5000, layout=Layout.OFFSET, copy="bfloat16", grad="bfloat16"),
     _case("stochastic", 5000, param="bfloat16", copy="bfloat16", rounding_seed=3, rounding_offset=11),
 )

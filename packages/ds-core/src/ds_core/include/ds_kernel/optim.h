@@ -43,7 +43,7 @@ typedef struct ds_adam_args {
  * A magnitude is a code of a dynamic tree of n codes (n = 128 for exp_avg, whose highest bit is the sign, and 256 for
  * exp_avg_sq): 0, or, with k the highest power of two in the code, (0.1 + 0.9 (code - k + 1) / k) / 10^log2(n / 2 / k),
  * rounded to float32; times the scale of its block. The new code is the nearest to |x| / scale, the lower one where two
- * are as near; edges between codes are half their sum in float32. A block whose scale is 0 or not finite has codes 0. */
+ * are as near; edges between codes are half their sum in float32. A block whose scale is no normal number has codes 0. */
 typedef struct ds_adam8bit_args {
   uint32_t struct_size;
   int32_t param_dtype;
