@@ -45,6 +45,14 @@ def _adam(draw: Draw) -> Recipe:
     )
 
 
+def _adam8bit(draw: Draw) -> Recipe:
+    recipe, size = _adam(draw), draw.pick(256, 512, 1024, 2048, 4096)
+    numel = _numel(recipe.tensors["param"])
+    states = {name: draw.flat((numel,), "uint8", Fill.BYTES) for name in ("exp_avg", "exp_avg_sq")}
+    scales = {f"{name}_scale": draw.flat((-(-numel // size),), "float32", Fill.SPECIAL) for name in states}
+    return Recipe({**recipe.tensors, **states, **scales}, {**recipe.scalars, "block_size": size})
+
+
 def _adagrad(draw: Draw) -> Recipe:
     return _flat_update(draw, "state_sum", eps=1e-8, weight_decay=draw.pick(0.0, 0.1), step=3, lr_decay=0.1)
 
@@ -269,6 +277,7 @@ def _linear(draw: Draw) -> Recipe:
 
 RECIPES: Mapping[str, Callable[[Draw], Recipe]] = {
     "adam_": _adam,
+    "adam8bit_": _adam8bit,
     "adagrad_": _adagrad,
     "lamb_moments_": _lamb_moments,
     "lamb_apply_": _lamb_apply,
