@@ -33,7 +33,9 @@ DTYPES = (
     torch.bool,
 )
 SIZES = (0, 1, 3, 257, 16_385, 300_007)
-"""Nothing, odd ones, some that take one round and some that take many."""
+"""Nothing, odd ones, and one of some rounds."""
+LONG = 1_300_003
+"""A tensor of more rounds than there are slots; of one dtype."""
 
 
 def shm(ranks: list[int] | None = None) -> dist.ProcessGroup:
@@ -84,7 +86,7 @@ def reduce_everything() -> int:
     group, rank, world = shm(), dist.get_rank(), dist.get_world_size()
     done = 0
     for dtype in DTYPES:
-        for numel in SIZES:
+        for numel in (*SIZES, LONG) if dtype is torch.float32 else SIZES:
             every = [values(numel, dtype, each) for each in range(world)]
             blocks = [values(numel * world, dtype, each) for each in range(world)]
             for op in reductions(dtype) if numel < 1000 else [ReduceOp.SUM]:
@@ -116,7 +118,7 @@ def copy_everything() -> int:
     group, rank, world = shm(), dist.get_rank(), dist.get_world_size()
     done = 0
     for dtype in (*DTYPES, torch.complex64, torch.int16):
-        for numel in SIZES:
+        for numel in (*SIZES, LONG) if dtype is torch.float32 else SIZES:
             every = [values(numel, torch.float32, each).to(dtype) for each in range(world)]
             flat, root = torch.cat(every), (numel + 1) % world
             out = torch.empty_like(flat)
@@ -145,7 +147,7 @@ def test_copies_are_exact(world: int) -> None:
 
 def exchange() -> None:
     group, rank, world = shm(), dist.get_rank(), dist.get_world_size()
-    for numel in SIZES:
+    for numel in (*SIZES, LONG):
         source = torch.arange(world * numel) + 1000 * rank
         out = torch.empty_like(source)
         dist.all_to_all_single(out, source, group=group)

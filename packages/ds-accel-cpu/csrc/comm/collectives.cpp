@@ -14,6 +14,10 @@ namespace {
 constexpr int64_t kWhole = 64 * 1024;     // reductions up to here: everyone reads everything, in one round
 constexpr int64_t kPastCaches = 1 << 20;  // outputs from here on are written past the caches
 
+// Rounds a rank shows before it takes the first: as many as there are slots, so that a rank that is not scheduled for a
+// while keeps the others waiting as seldom as can be.
+int64_t most_ahead(Group& group) { return group.segment().shape().slots - 1; }
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t down_to_line(int64_t bytes) { return bytes / kLine * kLine; }
 
@@ -43,8 +47,11 @@ void each_peer(const Group& group, const Body& body) {
 int32_t piece_of(int32_t from, int32_t to) { return to < from ? to : to - 1; }
 
 void copy_result(char* to, const char* from, int64_t bytes, int64_t total) {
-  total >= kPastCaches ? copy_past_caches(to, from, bytes) : copy(to, from, bytes);
+  total >= kPastCaches ? copy_past_caches(to, nullptr, from, bytes) : copy(to, from, bytes);
 }
+
+// Into a slot; see Note [Past the caches].
+void show(char* slot, const char* from, int64_t bytes) { copy_past_caches(slot, nullptr, from, bytes); }
 
 void barrier(Group& group) {
   rounds(
@@ -59,11 +66,13 @@ void all_gather(Group& group, const Call& call) {
   const int64_t total = call.bytes * group.ranks();
   auto size = [&](int64_t t) { return std::min(room, call.bytes - t * room); };
   rounds(
-      group, 0, count, 1,
+      group, 0, count, most_ahead(group),
       [&](int64_t t, char* slot) {
-        copy(slot, call.in[0] + t * room, size(t));
+        const char* const from = call.in[0] + t * room;
         char* const own = call.out[static_cast<size_t>(group.rank())] + t * room;
-        if (own != call.in[0] + t * room) copy_result(own, slot, size(t), total);
+        const bool at_once = own != from && total >= kPastCaches;
+        copy_past_caches(slot, at_once ? own : nullptr, from, size(t));
+        if (own != from && !at_once) copy(own, from, size(t));
       },
       [&](int64_t t, uint32_t round) {
         each_peer(group, [&](int32_t peer) {
@@ -82,9 +91,9 @@ void broadcast(Group& group, const Call& call) {
   const bool is_root = group.rank() == call.root;
   auto size = [&](int64_t t) { return std::min(room, call.bytes - t * room); };
   rounds(
-      group, 0, is_root ? count : 1, 1,
+      group, 0, is_root ? count : 1, most_ahead(group),
       [&](int64_t t, char* slot) {
-        if (is_root) copy(slot, call.in[0] + t * room, size(t));
+        if (is_root) show(slot, call.in[0] + t * room, size(t));
       },
       [&](int64_t t, uint32_t round) {
         if (t > 0) return;
@@ -113,9 +122,9 @@ void gather(Group& group, const Call& call) {
   const bool is_root = group.rank() == call.root;
   auto size = [&](int64_t t) { return std::min(room, call.bytes - t * room); };
   rounds(
-      group, 0, count, 1,
+      group, 0, count, most_ahead(group),
       [&](int64_t t, char* slot) {
-        if (!is_root) copy(slot, call.in[0] + t * room, size(t));
+        if (!is_root) show(slot, call.in[0] + t * room, size(t));
       },
       [&](int64_t t, uint32_t round) {
         if (!is_root && t > 0) return;
@@ -141,11 +150,11 @@ void scatter(Group& group, const Call& call) {
   const bool is_root = group.rank() == call.root;
   auto size = [&](int64_t t) { return std::min(room, call.bytes - t * room); };
   rounds(
-      group, 0, is_root ? count : 1, 1,
+      group, 0, is_root ? count : 1, most_ahead(group),
       [&](int64_t t, char* slot) {
         if (!is_root) return;
         each_peer(group, [&](int32_t peer) {
-          copy(slot + piece_of(call.root, peer) * room, call.in[static_cast<size_t>(peer)] + t * room, size(t));
+          show(slot + piece_of(call.root, peer) * room, call.in[static_cast<size_t>(peer)] + t * room, size(t));
         });
       },
       [&](int64_t t, uint32_t round) {
@@ -177,10 +186,10 @@ void reduce_scatter(Group& group, const Call& call) {
   auto size = [&](int64_t t) { return std::min(room, call.bytes - t * room); };
   std::vector<const void*> inputs(static_cast<size_t>(group.ranks()));
   rounds(
-      group, 0, count, 1,
+      group, 0, count, most_ahead(group),
       [&](int64_t t, char* slot) {
         each_peer(group, [&](int32_t peer) {
-          copy(slot + piece_of(me, peer) * room, call.in[static_cast<size_t>(peer)] + t * room, size(t));
+          show(slot + piece_of(me, peer) * room, call.in[static_cast<size_t>(peer)] + t * room, size(t));
         });
       },
       [&](int64_t t, uint32_t round) {
@@ -189,7 +198,8 @@ void reduce_scatter(Group& group, const Call& call) {
           group.arrive(peer, round);
           inputs[static_cast<size_t>(peer)] = group.slot(peer, round) + piece_of(peer, me) * room;
         });
-        group.reduce(inputs.data(), size(t) / item, call.out[0] + t * room, nullptr);
+        const bool is_long = call.bytes >= kPastCaches;
+        group.reduce(inputs.data(), size(t) / item, call.out[0] + t * room, nullptr, is_long);
         each_peer(group, [&](int32_t peer) { group.consumed(peer, round); });
       });
   group.next_round(static_cast<uint32_t>(count));
@@ -199,14 +209,14 @@ void reduce_scatter(Group& group, const Call& call) {
 void reduce_whole(Group& group, const Call& call, bool wants) {
   std::vector<const void*> inputs(static_cast<size_t>(group.ranks()));
   rounds(
-      group, 0, 1, 0, [&](int64_t, char* slot) { copy(slot, call.in[0], call.bytes); },
+      group, 0, 1, 0, [&](int64_t, char* slot) { show(slot, call.in[0], call.bytes); },
       [&](int64_t, uint32_t round) {
         inputs[static_cast<size_t>(group.rank())] = call.in[0];
         each_peer(group, [&](int32_t peer) {
           group.arrive(peer, round);
           inputs[static_cast<size_t>(peer)] = group.slot(peer, round);
         });
-        if (wants) group.reduce(inputs.data(), call.bytes / kDtypes[call.dtype].item, call.out[0], nullptr);
+        if (wants) group.reduce(inputs.data(), call.bytes / kDtypes[call.dtype].item, call.out[0], nullptr, false);
       });
   group.next_round();
 }
@@ -219,50 +229,54 @@ struct Pieces {
   int64_t size(int32_t rank) const { return begin(rank + 1) - begin(rank); }
 };
 
-// Reduce-scatter and all-gather in one: round t shows the pieces of chunk t, and the reduced piece of chunk t - 1.
+// Reduce-scatter and all-gather in one: round t shows the pieces of chunk t, and the reduced piece of chunk t - delay.
+// A piece is reduced straight into the slot of the round that will show it, which is why that round is not shown yet.
 void reduce_chunks(Group& group, const Call& call, bool wants) {
   const int32_t me = group.rank();
   const int64_t item = kDtypes[call.dtype].item;
   const int64_t room = down_to_line(group.segment().shape().slot_bytes / group.ranks());
   const int64_t chunk = room * group.ranks();
   const int64_t chunks = ceil_div(call.bytes, chunk);
+  const int64_t delay = std::min(chunks, most_ahead(group));
   const int64_t result = room * (group.ranks() - 1);  // place of the reduced piece in a slot
   auto pieces = [&](int64_t t) {
     const int64_t bytes = std::min(chunk, call.bytes - t * chunk);
     return Pieces{bytes, std::min(room, ceil_div(ceil_div(bytes, group.ranks()), kLine) * kLine)};
   };
   std::vector<const void*> inputs(static_cast<size_t>(group.ranks()));
-  rounds(
-      group, 0, chunks + 1, 0,
-      [&](int64_t t, char* slot) {
-        if (t == chunks) return;
-        const Pieces now = pieces(t);
-        each_peer(group, [&](int32_t peer) {
-          copy(slot + piece_of(me, peer) * room, call.in[0] + t * chunk + now.begin(peer), now.size(peer));
-        });
-      },
-      [&](int64_t t, uint32_t round) {
-        each_peer(group, [&](int32_t peer) {
-          group.arrive(peer, round);
-          inputs[static_cast<size_t>(peer)] = group.slot(peer, round) + piece_of(peer, me) * room;
-        });
-        if (t < chunks) {
-          const Pieces now = pieces(t);
-          const int64_t at = t * chunk + now.begin(me);
-          inputs[static_cast<size_t>(me)] = call.in[0] + at;
-          char* const shown = group.acquire(round + 1) + result;
-          char* const out = wants ? call.out[0] + at : shown;
-          group.reduce(inputs.data(), now.size(me) / item, out, wants ? shown : nullptr);
-        }
-        const bool takes = wants && t > 0;
-        const Pieces before = pieces(std::max<int64_t>(0, t - 1));
-        each_peer(group, [&](int32_t peer) {
-          char* const to = call.out.empty() ? nullptr : call.out[0] + (t - 1) * chunk + before.begin(peer);
-          if (takes) copy(to, group.slot(peer, round) + result, before.size(peer));
-          group.consumed(peer, round);
-        });
-      });
-  group.next_round(static_cast<uint32_t>(chunks + 1));
+  auto fill = [&](int64_t t, char* slot) {
+    if (t >= chunks) return;
+    const Pieces now = pieces(t);
+    each_peer(group, [&](int32_t peer) {
+      show(slot + piece_of(me, peer) * room, call.in[0] + t * chunk + now.begin(peer), now.size(peer));
+    });
+  };
+  auto reduce = [&](int64_t t, uint32_t round) {
+    const Pieces now = pieces(t);
+    const int64_t at = t * chunk + now.begin(me);
+    inputs[static_cast<size_t>(me)] = call.in[0] + at;
+    char* const shown = group.acquire(round + static_cast<uint32_t>(delay)) + result;
+    char* const out = wants ? call.out[0] + at : shown;
+    group.reduce(inputs.data(), now.size(me) / item, out, wants ? shown : nullptr, !wants);
+  };
+  auto take = [&](int64_t t, uint32_t round) {
+    each_peer(group, [&](int32_t peer) {
+      group.arrive(peer, round);
+      inputs[static_cast<size_t>(peer)] = group.slot(peer, round) + piece_of(peer, me) * room;
+    });
+    if (t < chunks) reduce(t, round);
+    const int64_t shown = t - delay;  // the chunk whose reduced pieces are there
+    each_peer(group, [&](int32_t peer) {
+      if (wants && shown >= 0) {
+        const Pieces then = pieces(shown);
+        char* const to = call.out[0] + shown * chunk + then.begin(peer);
+        copy_result(to, group.slot(peer, round) + result, then.size(peer), call.bytes);
+      }
+      group.consumed(peer, round);
+    });
+  };
+  rounds(group, 0, chunks + delay, delay - 1, fill, take);
+  group.next_round(static_cast<uint32_t>(chunks + delay));
 }
 
 void all_reduce(Group& group, const Call& call) {
@@ -285,7 +299,7 @@ void all_to_all(Group& group, const Call& call) {
     if (t == 0) copy(slot, call.in_bytes.data(), n * 8);
     each_peer(group, [&](int32_t peer) {
       const size_t to = static_cast<size_t>(peer);
-      copy(slot + base + piece_of(me, peer) * room, call.in[to] + t * room, part(call.in_bytes[to], t));
+      show(slot + base + piece_of(me, peer) * room, call.in[to] + t * room, part(call.in_bytes[to], t));
     });
   };
   auto take = [&](int64_t t, uint32_t round) {
@@ -294,7 +308,8 @@ void all_to_all(Group& group, const Call& call) {
       const int64_t bytes = part(call.out_bytes[from], t);
       if (bytes > 0) {
         group.arrive(peer, round);
-        copy(call.out[from] + t * room, group.slot(peer, round) + base + piece_of(peer, me) * room, bytes);
+        const char* const shown = group.slot(peer, round) + base + piece_of(peer, me) * room;
+        copy_result(call.out[from] + t * room, shown, bytes, bytes * n);
       }
       group.consumed(peer, round);
     });
@@ -320,7 +335,7 @@ void all_to_all(Group& group, const Call& call) {
   };
   rounds(group, 0, 1, 0, fill, meet);
   copy(call.out[static_cast<size_t>(me)], call.in[static_cast<size_t>(me)], call.in_bytes[static_cast<size_t>(me)]);
-  rounds(group, 1, count, 1, fill, take);
+  rounds(group, 1, count, most_ahead(group), fill, take);
   group.next_round(static_cast<uint32_t>(count));
 }
 

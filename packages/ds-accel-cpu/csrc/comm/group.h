@@ -119,7 +119,7 @@ class Group {
   // Everything up to `round` (excluded) of `peer` is not needed.
   void skip(int32_t peer, uint32_t round);
   const char* slot(int32_t peer, uint32_t round) { return segment_.slot(peer, round); }
-  void reduce(const void* const* inputs, int64_t numel, char* out, char* copy);
+  void reduce(const void* const* inputs, int64_t numel, char* out, char* copy, bool past_caches);
 
   // Sleeps until the word leaves `seen` or a short time is over, then throws if there is a reason to stop waiting.
   // `misses(rank)` tells whether the wait depends on that rank; `what` says for the message what is waited for.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from ds_accel_cpu import _binding
@@ -33,9 +35,24 @@ def rows() -> list[ReportRow]:
         ReportRow(SECTION, "processor features", " ".join(_binding.features()) or "none that matter to the levels"),
         ReportRow(SECTION, "threads", f"{torch.get_num_threads()} of {lender}, as torch.set_num_threads says"),
         _io(),
+        _collectives(),
     ]
 
 
 def _io() -> ReportRow:
     reason = refusal()
     return ReportRow(SECTION, "file I/O", f"threads: {reason}" if reason else "io_uring", "warn" if reason else "ok")
+
+
+def _collectives() -> ReportRow:
+    name = "collectives"
+    if sys.platform != "linux":
+        return ReportRow(SECTION, name, "gloo: shared segments need Linux", "warn")
+    from ds_accel_cpu.comm import segment
+    from ds_accel_cpu.comm.connect import unusable
+
+    reason = unusable()
+    if reason:
+        return ReportRow(SECTION, name, f"gloo: {reason}", "warn")
+    slots = f"{segment.SLOTS} slots of {segment.SLOT_BYTES >> 10} KiB a rank, rings of {segment.RING_BYTES >> 10} KiB"
+    return ReportRow(SECTION, name, f"shm: {slots}; up to {segment.cores()} ranks spin before they sleep", "ok")

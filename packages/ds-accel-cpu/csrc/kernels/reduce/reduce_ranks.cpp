@@ -1,6 +1,4 @@
 // reduce_ranks: the tensors of several ranks become one, element by element, added from the first rank to the last.
-#include <cstring>
-
 #include "convert.h"
 #include "reduce/rows.h"
 
@@ -62,39 +60,28 @@ struct BitXor {
   }
 };
 
-// An output may be an input, element for element, which the compiler cannot know: hence the promise before each loop.
+// The block may be written over an input, element for element, which the compiler cannot know: hence the promise.
 template <typename T, typename Value>
-DSK_INLINE void write(T* out, T* copy, int64_t n, const Value& value) {
-  if (copy == nullptr) {
+DSK_INLINE void write(T* out, int64_t n, const Value& value) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) out[i] = value(i);
-    return;
-  }
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const T result = value(i);
-    out[i] = result;
-    copy[i] = result;
-  }
+  for (int64_t i = 0; i < n; ++i) out[i] = value(i);
 }
 
 // One block of a type that is reduced as it is. The running value stays in `total`, so that no input is overwritten
 // before it is read.
 template <typename T, typename Op, bool kDivide>
-void reduce_block(const ds_reduce_ranks_args& a, int64_t first, int64_t n, T* __restrict total) {
+void reduce_block(const ds_reduce_ranks_args& a, int64_t first, int64_t n, T* __restrict total, T* out) {
   const T divisor = kDivide ? static_cast<T>(a.count) : T(1);
   auto input = [&a, first](int32_t rank) { return static_cast<const T*>(a.inputs[rank]) + first; };
-  T* const out = static_cast<T*>(a.out) + first;
-  T* const copy = a.copy == nullptr ? nullptr : static_cast<T*>(a.copy) + first;
   auto finish = [divisor](T value) { return kDivide ? static_cast<T>(value / divisor) : value; };
   const T* const head = input(0);
   const T* const last = input(a.count - 1);
   if (a.count == 1) {
-    write(out, copy, n, [=](int64_t i) { return head[i]; });
+    write(out, n, [=](int64_t i) { return head[i]; });
     return;
   }
   if (a.count == 2) {
-    write(out, copy, n, [=](int64_t i) { return finish(Op::of(head[i], last[i])); });
+    write(out, n, [=](int64_t i) { return finish(Op::of(head[i], last[i])); });
     return;
   }
   const T* const second = input(1);
@@ -103,13 +90,13 @@ void reduce_block(const ds_reduce_ranks_args& a, int64_t first, int64_t n, T* __
     const T* const next = input(rank);
     for (int64_t i = 0; i < n; ++i) total[i] = Op::of(total[i], next[i]);
   }
-  write(out, copy, n, [=](int64_t i) { return finish(Op::of(total[i], last[i])); });
+  write(out, n, [=](int64_t i) { return finish(Op::of(total[i], last[i])); });
 }
 
 // One block of bfloat16 or float16: float32 inside, rounded once.
 template <typename Op, bool kDivide>
 void reduce_half_block(const ds_reduce_ranks_args& a, int64_t first, int64_t n, float* __restrict total,
-                       float* __restrict next) {
+                       float* __restrict next, void* out) {
   load_block(a.dtype, at(a.inputs[0], first, 2), total, n);
   for (int32_t rank = 1; rank < a.count; ++rank) {
     load_block(a.dtype, at(a.inputs[rank], first, 2), next, n);
@@ -119,27 +106,41 @@ void reduce_half_block(const ds_reduce_ranks_args& a, int64_t first, int64_t n, 
     const float divisor = static_cast<float>(a.count);
     for (int64_t i = 0; i < n; ++i) total[i] = total[i] / divisor;
   }
-  store_block(a.dtype, total, at(a.out, first, 2), n);
-  if (a.copy != nullptr) std::memcpy(at(a.copy, first, 2), at(a.out, first, 2), static_cast<size_t>(n) * 2);
+  store_block(a.dtype, total, out, n);
 }
 
+// Calls block(first, n, out) for blocks of kBlock elements, which writes its result to `out`; from there, still in the
+// first-level cache, it goes on past the caches.
 template <typename Block>
-int32_t over_blocks(const ds_reduce_ranks_args& a, const Block& block) {
-  for (int64_t first = 0; first < a.numel; first += kBlock) block(first, min64(kBlock, a.numel - first));
+int32_t over_blocks(const ds_reduce_ranks_args& a, int64_t bytes, const Block& block) {
+  alignas(64) char staged[kBlock * 8];
+  for (int64_t first = 0; first < a.numel; first += kBlock) {
+    const int64_t n = min64(kBlock, a.numel - first);
+    char* const out = at(a.out, first, bytes);
+    char* const near = a.past_caches != 0 ? staged : out;
+    block(first, n, static_cast<void*>(near));
+    if (near != out) stream_out(near, out, n * bytes);
+    if (a.copy != nullptr) stream_out(near, at(a.copy, first, bytes), n * bytes);
+  }
+  stream_fence();
   return DS_OK;
 }
 
 template <typename T, typename Op, bool kDivide = false>
 int32_t reduce(const ds_reduce_ranks_args& a) {
   alignas(64) T total[kBlock];
-  return over_blocks(a, [&](int64_t first, int64_t n) { reduce_block<T, Op, kDivide>(a, first, n, total); });
+  return over_blocks(a, sizeof(T), [&](int64_t first, int64_t n, void* out) {
+    reduce_block<T, Op, kDivide>(a, first, n, total, static_cast<T*>(out));
+  });
 }
 
 template <typename Op, bool kDivide = false>
 int32_t reduce_half(const ds_reduce_ranks_args& a) {
   alignas(64) float total[kBlock];
   alignas(64) float next[kBlock];
-  return over_blocks(a, [&](int64_t first, int64_t n) { reduce_half_block<Op, kDivide>(a, first, n, total, next); });
+  return over_blocks(a, 2, [&](int64_t first, int64_t n, void* out) {
+    reduce_half_block<Op, kDivide>(a, first, n, total, next, out);
+  });
 }
 
 template <typename T>

@@ -7,8 +7,8 @@ Note [The backend shm]
         4 KiB * k + ranks^2 * RING_BYTES + ranks * SLOTS * SLOT_BYTES        (k small: counters, 2 pages for 4 ranks)
 
     and pages are taken when they are first used: rings only by pairs that send messages, slots up to the size of what
-    is sent. A group of 4 ranks that only reduces holds 2 MiB, whatever the size of the tensors. Each rank of a group
-    whose ranks are on several hosts also has a gloo group across them; see `composed`.
+    is sent. A group of 4 ranks that only reduces holds 8 MiB at most, whatever the size of the tensors. Between hosts
+    there is gloo; see Note [Lanes] in `spanning`.
 
     Collectives run in the calling thread, or, when asynchronous, in the order of issue in a thread of the group. A rank
     that is killed, leaves, calls something else or does not come in time breaks the group: every rank gets an error

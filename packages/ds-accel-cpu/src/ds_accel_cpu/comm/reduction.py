@@ -46,4 +46,5 @@ def reduce_tensors(inputs: Sequence[torch.Tensor], output: torch.Tensor, op: int
         inputs=addresses.data_ptr(),
         out=output.data_ptr(),
         copy=0,
+        past_caches=0,
     )

@@ -27,7 +27,9 @@ typedef struct ds_reduce_ranks_args {
   int64_t numel;
   const void* const* inputs; /* [count] tensors of numel elements */
   void* out;                 /* numel elements; may be one of the inputs */
-  void* copy;                /* the result once more, or NULL; none of the inputs */
+  void* copy;                /* the result once more, or NULL; none of the inputs. Written past the caches */
+  int32_t past_caches;       /* 1: out is written past the caches as well */
+  int32_t reserved;
 } ds_reduce_ranks_args;
 
 #endif /* DS_KERNEL_REDUCE_H */
