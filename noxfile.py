@@ -35,6 +35,7 @@ TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
+MATRIX_WHEELS = ("ds-core", "ds-accel-cpu")
 SANITIZED_LEVELS = ("x86_64_v2", "x86_64_v4_bf16")  # both ends of what is in the sources; each takes minutes to build
 SANITIZED_TESTS = ("test_cpu_pool.py", "test_uring_engine.py")  # of ds-accel-cpu: what else has C++ of its own
 
@@ -196,15 +197,42 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
 
-@nox.session(default=False)
+@nox.session(name="torch-matrix", default=False)
 @nox.parametrize("torch", OTHER_TORCH)
-def tests_torch(session: nox.Session, torch: str) -> None:
-    """The same tests with another torch that the packages' ranges allow."""
+def torch_matrix(session: nox.Session, torch: str) -> None:
+    """The very wheels that were built beside our torch, installed beside another one, and the tests of the ops there.
+
+    Nothing is compiled in the other environment: what passes is the file that users of that torch would install.
+    Releases other than ours may come from the index as builds for another device, gigabytes large.
+    """
+    wheels = built_wheels(session)
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if requirement_name(line) != "torch"]
     constraints = workspace(session) / "constraints.txt"
     constraints.write_text("\n".join([f"torch=={torch}", *lines, ""]))
-    install_wheels(session, list(PACKAGES), *TEST_REQUIREMENTS, constraints=constraints)
-    session.run("pytest", *session.posargs, env=TEST_ENV)
+    install(session, *third_party(MATRIX_WHEELS), *TEST_REQUIREMENTS, constraints=constraints)
+    session.install("--no-index", "--no-deps", "--force-reinstall", *map(str, wheels))
+    session.run("python", "-m", "pip", "check", silent=True)
+    found = session.run("python", "-c", "import torch; print(torch.__version__)", silent=True, log=False)
+    if not str(found).strip().startswith(torch):
+        session.error(f"asked for torch {torch}, found {found}")
+    ops = sorted(str(path) for path in (PACKAGES["ds-core"] / "tests").glob("test_ops_*.py"))
+    tests = session.posargs or [str(PACKAGES["ds-accel-cpu"] / "tests"), *ops]
+    session.run("pytest", *tests, env=TEST_ENV)
+
+
+def built_wheels(session: nox.Session) -> list[Path]:
+    """The wheels of the matrix, built once a run of nox in an environment that holds our own torch."""
+    house = ROOT / "build" / "torch-matrix-wheels"
+    stamp = house / "run"
+    if not stamp.exists() or stamp.read_text() != str(os.getpid()):
+        shutil.rmtree(house, ignore_errors=True)
+        install(session, *third_party(MATRIX_WHEELS))  # our torch: what the wheel is built beside
+        build_wheels(session, MATRIX_WHEELS)
+        for wheel in (workspace(session) / "wheelhouse").rglob("*.whl"):
+            house.mkdir(parents=True, exist_ok=True)
+            shutil.copy(wheel, house)
+        stamp.write_text(str(os.getpid()))
+    return sorted(house.glob("*.whl"))
 
 
 @nox.session(default=False)

@@ -20,6 +20,7 @@ LEVELS = [level.name for level in _binding.levels()]
 BINDING = Path(_binding.__file__)
 LIBRARIES = [library_path(level) for level in LEVELS]
 MODULES = sorted(BINDING.parent.glob("_*.so"))  # this binding and any other
+EVERY = sorted(BINDING.parent.rglob("*.so*"))  # whatever the wheel brings, wherever in it
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files"),
@@ -104,8 +105,12 @@ def test_divisions_and_roots_are_exact_ones(path: Path) -> None:
     assert not [m for m in mnemonics(path) if re.match(r"v?(rcp|rsqrt)", m)]
 
 
-@pytest.mark.parametrize("path", [*MODULES, *LIBRARIES], ids=lambda path: path.name.partition(".")[0])
-def test_nothing_of_torch_or_openmp_is_linked(path: Path) -> None:
+def test_every_binary_of_the_wheel_is_a_module_or_a_level() -> None:
+    assert set(EVERY) == {*MODULES, *LIBRARIES}
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.name.partition(".")[0])
+def test_nothing_of_torch_python_or_openmp_is_linked(path: Path) -> None:
     needed = set(re.findall(r"NEEDED\s+(\S+)", objdump(path, "-p")))
     allowed = {
         "libc.so.6",
@@ -115,9 +120,11 @@ def test_nothing_of_torch_or_openmp_is_linked(path: Path) -> None:
         "ld-linux-x86-64.so.2",
         "ld-linux-aarch64.so.1",
     }
-    if path in MODULES:
+    if path not in LIBRARIES:
         allowed |= {"libstdc++.so.6"}
     assert needed <= allowed, needed
+    undefined = re.findall(r"\*UND\*.*?\s(\S+)$", objdump(path, "-T"), re.MULTILINE)
+    assert not [name for name in undefined if re.search(r"c10|N?2at\d|torch|GOMP|omp_", name)]
     assert not re.search(r"RPATH|RUNPATH", objdump(path, "-p"))
 
 
