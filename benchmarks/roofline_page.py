@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,10 @@ def draw(measured: Mapping[str, Any], folder: Path) -> None:
     families = list(dict.fromkeys(kernel["family"] for kernel in kernels))
     for index, family in enumerate(families):
         color = COLORS[index % len(COLORS)]
-        own = [(n, kernel) for n, kernel in enumerate(kernels, start=1) if kernel["family"] == family]
-        x = [kernel["flops"] / kernel["bytes"] for _, kernel in own]
-        y = [kernel["flops"] / kernel["s"]["ours"]["median"] / 1e9 for _, kernel in own]
+        x, y = zip(*(_place(kernel) for kernel in kernels if kernel["family"] == family), strict=True)
         axes.scatter(x, y, color=color, s=26, label=family.replace("_", " "), zorder=3)
-        for (number, _), place in zip(own, zip(x, y, strict=True), strict=True):
-            axes.annotate(str(number), place, xytext=(4, 3), textcoords="offset points", fontsize=8, color=color)
+    for place, numbers in _labels(kernels):
+        axes.annotate(numbers, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
@@ -89,6 +88,24 @@ def draw(measured: Mapping[str, Any], folder: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=9, frameon=False)
     plots.save(figure, folder, PICTURE)
+
+
+def _place(kernel: Mapping[str, Any]) -> tuple[float, float]:
+    """Operations a byte, and 10^9 operations a second."""
+    return kernel["flops"] / kernel["bytes"], kernel["flops"] / kernel["s"]["ours"]["median"] / 1e9
+
+
+def _labels(kernels: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[float, float], str]]:
+    """Where to write which numbers: kernels that nearly coincide share a label."""
+    groups: list[tuple[tuple[float, float], list[int]]] = []
+    for number, kernel in enumerate(kernels, start=1):
+        x, y = _place(kernel)
+        near = [n for (a, b), n in groups if abs(math.log10(x / a)) < 0.05 and abs(math.log10(y / b)) < 0.06]
+        if near:
+            near[0].append(number)
+        else:
+            groups.append(((x, y), [number]))
+    return [(place, ", ".join(map(str, numbers))) for place, numbers in groups]
 
 
 def _lines(results: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[str]:
