@@ -11,7 +11,6 @@ row of the table with its reason; ends with 1 when a case failed, or with --stri
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,7 +57,6 @@ def main() -> None:
     unknown = [level for level in asked.levels if level not in levels]
     if unknown:
         parser.error(f"no emulator is known for {', '.join(unknown)}; known: {', '.join(levels)}")
-    gc.freeze()  # what is alive now is no tensor of a call, and needs not be looked through at every call
     with tempfile.TemporaryDirectory(prefix="emulate-") as scratch:
         folder = asked.build or Path(scratch)
         chosen = [machine for machine in MACHINES if not asked.levels or machine.level in asked.levels]

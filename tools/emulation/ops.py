@@ -12,6 +12,8 @@ import ctypes
 import gc
 import re
 import struct
+import sys
+from array import array
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -51,7 +53,7 @@ class EmulatedKernel:
 
         Raises:
             RunnerError: it failed there.
-            LookupError: an address is in no tensor that is alive.
+            LookupError: an address is in no tensor that is alive, and in no array among the callers' variables.
         """
         self._called.add(self._name)
         call = _Call(self._struct(**arguments))
@@ -119,17 +121,27 @@ class _Call:
         for start, size in self._storages.items():
             if start <= address < start + size:
                 return start
-        raise LookupError(f"{what}: {address:#x} is in no tensor that is alive")
+        raise LookupError(f"{what}: {address:#x} is in no tensor that is alive, and in no array of the callers")
 
 
 def _live_storages() -> dict[int, int]:
-    """Bytes by address, of every storage on the host that some tensor alive refers to."""
+    """Bytes by address, of every storage on the host that some tensor alive refers to, and of arrays of callers."""
     found: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
             storage = thing.untyped_storage()
             if storage.nbytes():
                 found[storage.data_ptr()] = storage.nbytes()
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name not in ("_run_op", "check_kernel"):
+        for value in frame.f_locals.values():  # the garbage collector does not know these
+            if isinstance(value, array):
+                start, length = value.buffer_info()
+                found[start] = length * value.itemsize
+            elif isinstance(value, ctypes.Array):
+                found[ctypes.addressof(value)] = ctypes.sizeof(value)
+        frame = frame.f_back
+    found.pop(0, None)
     return found
 
 

@@ -18,20 +18,20 @@ def text(outcomes: Sequence[Outcome], elsewhere: Mapping[str, str]) -> str:
 
 
 def _lines(outcomes: Sequence[Outcome], elsewhere: Mapping[str, str]) -> Iterator[str]:
-    yield "| level | emulated processor | ops | cases | within their bounds | bit-equal to the kernels of x86-64 |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    yield "| level | emulated processor | ops | cases | within bounds | bit-equal to x86-64 | other calls, bit-equal |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for outcome in outcomes:
         machine = outcome.machine
         where = f"`{machine.processor}`" + (f", vectors of {machine.vector_bits} bits" if machine.vector_bits else "")
         if outcome.reason:
-            yield f"| `{machine.level}` | {where} | | | *not run: {outcome.reason}* | |"
+            yield f"| `{machine.level}` | {where} | | | *not run: {outcome.reason}* | | |"
             continue
         cases = sum(outcome.cases.values())
         within = cases - len(outcome.failures)
         same = sum(outcome.same.values())
-        yield f"| `{machine.level}` | {where} | {len(outcome.cases)} | {cases} | {within} | {same} |"
+        yield f"| `{machine.level}` | {where} | {len(outcome.cases)} | {cases} | {within} | {same} | {outcome.beside} |"
     for level, reason in elsewhere.items():
-        yield f"| `{level}` | *{reason}* | | | | |"
+        yield f"| `{level}` | *{reason}* | | | | | |"
     yield ""
     differing = {op for outcome in outcomes for op, number in outcome.cases.items() if outcome.same.get(op, 0) < number}
     if differing:
