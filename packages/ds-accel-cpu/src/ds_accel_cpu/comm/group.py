@@ -70,6 +70,10 @@ class ShmGroup(dist.ProcessGroup):
         """``"shm"``."""
         return BACKEND
 
+    def _get_backend(self, device: torch.device) -> Any:
+        """This group: torch 2.14 asks it for what it supports; 2.13 asked no subclass."""
+        return self
+
     # torch keeps names in the backends of a group; this one has none beside itself.
 
     def getGroupName(self) -> str:
