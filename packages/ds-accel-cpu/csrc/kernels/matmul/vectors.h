@@ -50,6 +50,11 @@ DSK_INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
   return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(a, mask, more, 0xEA));  // (a & mask) | more
 }
+// The upper halves of the bits of both, those of `a` below those of `b`.
+DSK_INLINE Ints high_halves(Floats a, Floats b) {
+  const Ints low = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
+  return _mm512_ternarylogic_epi32(_mm512_castps_si512(b), all_ints(-65536), low, 0xEA);
+}
 DSK_INLINE Ints pair_products(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -80,6 +85,9 @@ DSK_INLINE Ints widen_bytes(const int8_t* p) {
 DSK_INLINE Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
 DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
   return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(a, mask), more));
+}
+DSK_INLINE Ints high_halves(Floats a, Floats b) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(a), 16), _mm256_castps_si256(b), 0xAA);
 }
 DSK_INLINE Ints pair_products(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
 
@@ -161,6 +169,9 @@ DSK_INLINE Floats to_floats(Ints a) {
 }
 DSK_INLINE Floats masked_bits(Ints a, Ints mask, Ints more) {
   return each_float([&](int i) { return float_of(static_cast<uint32_t>((a.lane[i] & mask.lane[i]) | more.lane[i])); });
+}
+DSK_INLINE Ints high_halves(Floats a, Floats b) {
+  return each_int([&](int i) { return (bits_of(a.lane[i]) >> 16) | (bits_of(b.lane[i]) & 0xffff0000u); });
 }
 DSK_INLINE Ints pair_products(Ints a, Ints b) {
 #if defined(__SSE2__)

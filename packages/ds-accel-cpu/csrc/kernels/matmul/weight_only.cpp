@@ -7,6 +7,7 @@
 // added to the total, so a row of y depends neither on the other rows nor on their number.
 #include "matmul/epilogue.h"
 #include "matmul/rows.h"
+#include "matmul/weights.h"
 #include "row_split.h"
 
 namespace dsk {
@@ -16,66 +17,18 @@ namespace {
 constexpr int64_t kSegment = 256;  // inputs of a tile of floats
 constexpr int64_t kFewRows = 2 * kRowBlock;
 
-// Codes of kTile outputs that become floats when they are asked for.
-template <int kBits, bool kZeros>
-struct Codes {
-  static constexpr int kStep = 32 / kBits;            // inputs of a word
-  static constexpr int kHigh = kBits == 8 ? 16 : 12;  // shift that brings the upper half of a word into a mantissa
-  struct Words {
-    Ints low[kVectors];
-    Ints high[kVectors];
-  };
-  const uint8_t* at[kVectors];  // the word of input 0
-  Floats zero[kVectors];
-
-  DSK_INLINE Words fetch(int64_t input) const {
-    Words w;
-    for (int v = 0; v < kVectors; ++v) {
-      w.low[v] = load_ints(at[v] + input / kStep * (4 * kBlockOutputs));
-      w.high[v] = shift_right(w.low[v], kHigh);
-    }
-    return w;
-  }
-  template <int kInput>
-  DSK_INLINE Floats value(const Words& w, int v) const {
-    constexpr int kPlace = kBits == 8 ? 8 * kInput : 8 * (kInput % 4) + 4 * (kInput / 4);
-    constexpr bool kIsHigh = kPlace + kBits > 23;
-    const Floats found = code_values<kBits, kIsHigh ? kPlace - kHigh : kPlace>(kIsHigh ? w.high[v] : w.low[v]);
-    return kZeros ? subtract(found, zero[v]) : found;
-  }
-};
-
-// A tile of floats: [input][kPanel].
-struct Tile {
-  static constexpr int kStep = 1;
-  struct Words {
-    Floats values[kVectors];
-  };
-  const float* tile;
-  int64_t first;  // its first input
-
-  DSK_INLINE Words fetch(int64_t input) const {
-    Words w;
-    for (int v = 0; v < kVectors; ++v) w.values[v] = load_floats(tile + (input - first) * kPanel + v * kLanes);
-    return w;
-  }
-  template <int kInput>
-  DSK_INLINE Floats value(const Words& w, int v) const {
-    return w.values[v];
-  }
-};
-
-template <int kRows, class Weights, int kInput>
-DSK_INLINE void add_inputs(const Weights& weights, const typename Weights::Words& words, const float* x,
-                           Floats (&sums)[kRows][kVectors]) {
-  if constexpr (kInput < Weights::kStep) {
-    Floats w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = weights.template value<kInput>(words, v);
+template <int kRows, class Weights, int kItem>
+DSK_INLINE void add_items(const Weights& weights, const typename Weights::Words& words, const float* x,
+                          Floats (&sums)[kRows][kVectors]) {
+  if constexpr (kItem < Weights::kItems) {
+    typename Weights::Inputs::Value w[kVectors];
+    for (int v = 0; v < kVectors; ++v) w[v] = weights.template value<kItem>(words, v);
     for (int r = 0; r < kRows; ++r) {
-      const Floats each = all_floats(x[kInput * kRows + r]);
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(each, w[v], sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] = Weights::Inputs::add_product(x + kItem * kRows + r, w[v], sums[r][v]);
+      }
     }
-    add_inputs<kRows, Weights, kInput + 1>(weights, words, x, sums);
+    add_items<kRows, Weights, kItem + 1>(weights, words, x, sums);
   }
 }
 
@@ -88,7 +41,7 @@ struct Part {
   const float* scales;  // of the outputs of the register tile
 };
 
-// Adds a part for kRows rows and kTile outputs; x is [input][kRows], partial and totals are [row][kPanel].
+// Adds a part for kRows rows and kTile outputs; x is [item][kRows], partial and totals are [row][kPanel].
 template <int kRows, class Weights>
 void add_part(const Weights& weights, const Part& part, const float* x, float* partial, float* totals) {
   Floats sums[kRows][kVectors];
@@ -98,7 +51,8 @@ void add_part(const Weights& weights, const Part& part, const float* x, float* p
     }
   }
   for (int64_t input = part.begin; input < part.end; input += Weights::kStep) {
-    add_inputs<kRows, Weights, 0>(weights, weights.fetch(input), x + input * kRows, sums);
+    const float* items = x + input / Weights::Inputs::kInputs * kRows;
+    add_items<kRows, Weights, 0>(weights, weights.fetch(input), items, sums);
   }
   for (int v = 0; v < kVectors; ++v) {
     const Floats scale = load_floats(part.scales + v * kLanes);
@@ -109,6 +63,7 @@ void add_part(const Weights& weights, const Part& part, const float* x, float* p
   }
 }
 
+template <class Way>
 class WeightOnly {
  public:
   WeightOnly(const ds_linear_args& a, const ds_exec* exec) : a_(a), s_(shape_of(a)), exec_(exec) {
@@ -116,7 +71,8 @@ class WeightOnly {
   }
 
   static uint64_t workspace(const ds_linear_args& a) {
-    return static_cast<uint64_t>(round_up(min64(a.rows, kRowChunk) * shape_of(a).inputs * 4, 64));
+    const int64_t in_tiles = round_up(min64(a.rows, kRowChunk), 16) * round_up(a.inputs, kInputUnit) * 2;
+    return static_cast<uint64_t>(round_up(max64(min64(a.rows, kRowChunk) * shape_of(a).inputs * 4, in_tiles), 64));
   }
 
   void run() {
@@ -133,19 +89,47 @@ class WeightOnly {
     }
   }
 
+#if defined(DSK_TILES)
+  // Whether groups end with the inputs of a tile, and there are rows for one.
+  static bool fits_tiles(const ds_linear_args& a) {
+    const Shape s = shape_of(a);
+    return a.dtype == DS_BF16 && a.rows >= kTileRows && (s.groups == 1 || s.group_size % kTileInputs == 0);
+  }
+
+  void run_in_tiles() {
+    for (int64_t first = 0; first < a_.rows; first += kRowChunk) {
+      const int64_t count = min64(kRowChunk, a_.rows - first);
+      parallel_for(exec_, round_up(count, kTileRows), [&](int64_t row) {
+        float* out = x_ + row * tile_stride();
+        if (row < count) {
+          Way::prepare_row(a_, 2 * tile_stride(), (first + row) * a_.inputs, 1, out);
+        } else {
+          std::memset(out, 0, static_cast<size_t>(tile_stride()) * 4);
+        }
+      });
+      parallel_for(exec_, s_.panels, [&](int64_t panel) {
+        if (a_.bits == 8) {
+          a_.zeros != nullptr ? panel_in_tiles<8, true>(panel, first, count)
+                              : panel_in_tiles<8, false>(panel, first, count);
+        } else {
+          a_.zeros != nullptr ? panel_in_tiles<4, true>(panel, first, count)
+                              : panel_in_tiles<4, false>(panel, first, count);
+        }
+      });
+    }
+  }
+#endif
+
  private:
-  // Rows of a block as [input][row] float32, zeros at the end.
+  static constexpr int64_t kInputs = Way::Inputs::kInputs;  // of an item
+
+  // Rows of a block as [item][row], zeros at the end.
   void prepare(int64_t first, int64_t count, int64_t block) {
-    alignas(64) float buffer[kBlock];
     const int rows = rows_in_block(count, block);
-    float* out = x_ + block * kRowBlock * s_.inputs;
+    float* out = x_ + block * kRowBlock * s_.inputs / kInputs;
     for (int r = 0; r < rows; ++r) {
       const int64_t start = (first + block * kRowBlock + r) * a_.inputs;
-      for_blocks(a_.inputs, [&](int64_t column, int64_t n) {
-        const float* x = read_block(a_.dtype, a_.x, start + column, n, buffer);
-        for (int64_t i = 0; i < n; ++i) out[(column + i) * rows + r] = x[i];
-      });
-      for (int64_t i = a_.inputs; i < s_.inputs; ++i) out[i * rows + r] = 0.0f;
+      Way::prepare_row(a_, s_.inputs, start, rows, out + r);
     }
   }
 
@@ -153,8 +137,8 @@ class WeightOnly {
 
   // The codes of kTile outputs from `output` on; `valid` outputs are there, the rest repeat the first.
   template <int kBits, bool kZeros>
-  Codes<kBits, kZeros> codes_of(int64_t output, int64_t valid, int64_t group) const {
-    Codes<kBits, kZeros> codes;
+  typename Way::template Codes<kBits, kZeros> codes_of(int64_t output, int64_t valid, int64_t group) const {
+    typename Way::template Codes<kBits, kZeros> codes;
     for (int v = 0; v < kVectors; ++v) {
       const int64_t mine = v * kLanes < valid ? output + v * kLanes : output;
       codes.at[v] = a_.codes + mine / kBlockOutputs * s_.block_bytes + mine % kBlockOutputs * 4;
@@ -187,7 +171,7 @@ class WeightOnly {
     const int64_t outputs = panel_outputs(panel);
     for (int64_t block = 0; block < row_blocks(count); ++block) {
       std::memset(totals, 0, sizeof(totals));
-      const float* x = x_ + block * kRowBlock * s_.inputs;
+      const float* x = x_ + block * kRowBlock * s_.inputs / kInputs;
       with_rows(rows_in_block(count, block), [&](auto rows) {
         for (int64_t group = 0; group < s_.groups; ++group) {
           const int64_t begin = group * s_.group_size;
@@ -205,7 +189,7 @@ class WeightOnly {
 
   template <int kBits, bool kZeros>
   void many_rows(int64_t panel, int64_t first, int64_t count) const {
-    alignas(64) float tile[kSegment * kPanel];
+    alignas(64) float tile[kSegment / kInputs * kPanel];
     alignas(64) float partial[kRowChunk * kPanel];
     alignas(64) float totals[kRowChunk * kPanel];
     alignas(64) float scales[kPanel] = {};
@@ -221,12 +205,13 @@ class WeightOnly {
           fill_tile(codes_of<kBits, kZeros>(panel * kPanel + t, outputs - t, group), begin, end, tile + t);
         }
         for (int64_t block = 0; block < row_blocks(count); ++block) {
-          const float* x = x_ + block * kRowBlock * s_.inputs;
+          const float* x = x_ + block * kRowBlock * s_.inputs / kInputs;
           const int64_t row = block * kRowBlock * kPanel;
           with_rows(rows_in_block(count, block), [&](auto rows) {
             for (int64_t t = 0; t < outputs; t += kTile) {
               const Part part = {begin, end, begin == start, end == stop, scales + t};
-              add_part<rows.value>(Tile{tile + t, begin}, part, x, partial + row + t, totals + row + t);
+              add_part<rows.value>(Tile<typename Way::Inputs>{tile + t, begin}, part, x, partial + row + t,
+                                   totals + row + t);
             }
           });
         }
@@ -237,22 +222,93 @@ class WeightOnly {
     }
   }
 
-  template <class Weights, int kInput>
-  static DSK_INLINE void fill_inputs(const Weights& codes, const typename Weights::Words& words, float* tile) {
-    if constexpr (kInput < Weights::kStep) {
+  template <class Weights, int kItem>
+  static DSK_INLINE void fill_items(const Weights& codes, const typename Weights::Words& words, float* tile) {
+    if constexpr (kItem < Weights::kItems) {
       for (int v = 0; v < kVectors; ++v) {
-        store_floats(tile + kInput * kPanel + v * kLanes, codes.template value<kInput>(words, v));
+        Way::Inputs::store(tile + kItem * kPanel + v * kLanes, codes.template value<kItem>(words, v));
       }
-      fill_inputs<Weights, kInput + 1>(codes, words, tile);
+      fill_items<Weights, kItem + 1>(codes, words, tile);
     }
   }
 
   template <class Weights>
   static void fill_tile(const Weights& codes, int64_t begin, int64_t end, float* tile) {
     for (int64_t input = begin; input < end; input += Weights::kStep) {
-      fill_inputs<Weights, 0>(codes, codes.fetch(input), tile + (input - begin) * kPanel);
+      fill_items<Weights, 0>(codes, codes.fetch(input), tile + (input - begin) / kInputs * kPanel);
     }
   }
+
+#if defined(DSK_TILES)
+  static constexpr int64_t kTileInputs = 32;
+
+  // Items of a row of x.
+  int64_t tile_stride() const { return round_up(a_.inputs, kInputUnit) / 2; }
+
+  // As many_rows, kTileRows rows at a time.
+  template <int kBits, bool kZeros>
+  void panel_in_tiles(int64_t panel, int64_t first, int64_t count) const {
+    alignas(64) float tile[kSegment / 2 * kPanel];
+    alignas(64) float partial[kRowChunk * kPanel];
+    alignas(64) float totals[kRowChunk * kPanel];
+    alignas(64) float scales[kPanel] = {};
+    const TileScope scope;
+    const int64_t outputs = panel_outputs(panel);
+    std::memset(tile, 0, sizeof(tile));
+    std::memset(totals, 0, sizeof(totals));
+    for (int64_t group = 0; group < s_.groups; ++group) {
+      const int64_t start = group * s_.group_size;
+      const int64_t stop = s_.groups == 1 ? 2 * tile_stride() : min64(start + s_.group_size, 2 * tile_stride());
+      read_scales(panel, group, scales);
+      for (int64_t begin = start; begin < stop; begin += kSegment) {
+        const int64_t end = min64(begin + kSegment, stop);
+        for (int64_t t = 0; t < outputs; t += kTile) {
+          fill_tile(codes_of<kBits, kZeros>(panel * kPanel + t, outputs - t, group), begin, end, tile + t);
+        }
+        for (int64_t row = 0; row < count; row += kTileRows) {
+          add_tiles(x_ + row * tile_stride() + begin / 2, tile, (end - begin) / 2, begin == start,
+                    partial + row * kPanel);
+        }
+      }
+      for (int64_t i = 0; i < count * kPanel; ++i) totals[i] += scales[i % kPanel] * partial[i];
+    }
+    for (int64_t block = 0; block < row_blocks(count); ++block) {
+      finish(panel, first, count, block, totals + block * kRowBlock * kPanel);
+    }
+  }
+
+  // Adds `items` items to the sums of kTileRows rows, or begins them.
+  void add_tiles(const float* x, const float* tile, int64_t items, bool is_first, float* sums) const {
+    constexpr int64_t kStride = kPanel * 4;
+    if (is_first) {
+      zero_tile<0>();
+      zero_tile<1>();
+      zero_tile<2>();
+      zero_tile<3>();
+    } else {
+      load_tile<0>(sums, kStride);
+      load_tile<1>(sums + 16, kStride);
+      load_tile<2>(sums + 32, kStride);
+      load_tile<3>(sums + 48, kStride);
+    }
+    for (int64_t item = 0; item < items; item += kTileInputs / 2) {
+      const float* right = tile + item * kPanel;
+      load_tile<4>(x + item, tile_stride() * 4);
+      load_tile<5>(right, kStride);
+      add_bf16_products<0, 4, 5>();
+      load_tile<6>(right + 16, kStride);
+      add_bf16_products<1, 4, 6>();
+      load_tile<7>(right + 32, kStride);
+      add_bf16_products<2, 4, 7>();
+      load_tile<5>(right + 48, kStride);
+      add_bf16_products<3, 4, 5>();
+    }
+    store_tile<0>(sums, kStride);
+    store_tile<1>(sums + 16, kStride);
+    store_tile<2>(sums + 32, kStride);
+    store_tile<3>(sums + 48, kStride);
+  }
+#endif
 
   void finish(int64_t panel, int64_t first, int64_t count, int64_t block, const float* totals) const {
     const int64_t outputs = min64(kPanel, a_.outputs - panel * kPanel);
@@ -270,7 +326,7 @@ class WeightOnly {
 }  // namespace
 
 uint64_t linear_weight_only_workspace(const void* arguments) {
-  return WeightOnly::workspace(*static_cast<const ds_linear_args*>(arguments));
+  return WeightOnly<Single>::workspace(*static_cast<const ds_linear_args*>(arguments));
 }
 
 int32_t linear_weight_only(const void* arguments, const ds_exec* exec) {
@@ -278,7 +334,19 @@ int32_t linear_weight_only(const void* arguments, const ds_exec* exec) {
   const int32_t status = check(a, exec);
   if (status != DS_OK) return status;
   if (exec->workspace_bytes < linear_weight_only_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
-  WeightOnly(*a, exec).run();
+#if defined(DSK_TILES)
+  if (WeightOnly<Paired>::fits_tiles(*a)) {
+    WeightOnly<Paired>(*a, exec).run_in_tiles();
+    return DS_OK;
+  }
+#endif
+#if defined(__AVX512BF16__)
+  if (a->dtype == DS_BF16) {
+    WeightOnly<Paired>(*a, exec).run();
+    return DS_OK;
+  }
+#endif
+  WeightOnly<Single>(*a, exec).run();
   return DS_OK;
 }
 

@@ -7,7 +7,7 @@ import torch
 from ds_accel_cpu.ops._base import CallableKernel, Kernels, address, code
 from ds_core.ops.native import KernelLibrary
 
-__all__ = ["MatmulOps", "run_linear"]
+__all__ = ["MatmulOps"]
 
 
 class MatmulOps(Kernels):
@@ -30,7 +30,7 @@ class MatmulOps(Kernels):
         out_features: int,
     ) -> torch.Tensor:
         """See `ds_core.ops.linear_weight_only`."""
-        return run_linear(self._linear_weight_only, x, codes, scales, zeros, bias, bits, group_size, out_features)
+        return _linear(self._linear_weight_only, x, codes, scales, zeros, bias, bits, group_size, out_features)
 
     def linear_w8a8(
         self,
@@ -44,10 +44,10 @@ class MatmulOps(Kernels):
         out_features: int,
     ) -> torch.Tensor:
         """See `ds_core.ops.linear_w8a8`."""
-        return run_linear(self._linear_w8a8, x, codes, scales, zeros, bias, bits, group_size, out_features)
+        return _linear(self._linear_w8a8, x, codes, scales, zeros, bias, bits, group_size, out_features)
 
 
-def run_linear(
+def _linear(
     kernel: CallableKernel,
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -58,7 +58,6 @@ def run_linear(
     group_size: int,
     out_features: int,
 ) -> torch.Tensor:
-    """Calls a kernel that takes ``ds_linear_args``."""
     x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
     zeros = None if zeros is None else zeros.contiguous()
     bias = None if bias is None else bias.float().contiguous()

@@ -29,7 +29,8 @@ def linear_weight_only(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor
     """``x @ weight.T + bias`` with float activations and a quantized weight; dtype of `x`, [..., out_features].
 
     Products and sums are float32: a group is added up, scaled, and added to the total. A row of the result depends on
-    its row of `x` alone. Gradients flow to `x` and `bias`; the weight has none.
+    its row of `x` alone, whatever rows are beside it; matrix units (AMX, for bfloat16 and 16 rows or more) add up in an
+    order of their own, which changes roundings of float32. Gradients flow to `x` and `bias`; the weight has none.
 
     Args:
         x: [..., in_features], float32, bfloat16 or float16.
