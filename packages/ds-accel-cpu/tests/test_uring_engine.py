@@ -191,6 +191,15 @@ def test_other_threads_run_while_one_waits(tmp_path: Path, make: Make) -> None:
     assert len(asked) == 3
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_wait_and_not_the_transfer(tmp_path: Path, make: Make) -> None:
     go_on = threading.Event()
     tensor = values(2 * BLOCK)
