@@ -1,7 +1,7 @@
 // sum_of_squares: fixed blocks, sixteen float64 lanes in each, added in a fixed order for any number of threads.
 #include "convert.h"
-#include "optim/rows.h"
 #include "lanes.h"
+#include "optim/rows.h"
 
 namespace dsk {
 namespace {

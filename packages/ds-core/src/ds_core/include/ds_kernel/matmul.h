@@ -6,10 +6,11 @@
 
 /* linear_weight_only and linear_w8a8: y[m, n] = sum over k of x[m, k] * (w[n, k] - zero) * scale, + bias[n].
  *
- * Packed weights are the same for every level. `blocks` = ceil(outputs / 16) blocks of 16 outputs follow each other; in a
- * block, words of 32 bits for outputs 0 to 15 follow each other, then those of the next inputs. A word of 8-bit codes
- * holds inputs 4i to 4i + 3, lowest byte first. A word of 4-bit codes holds inputs 8i to 8i + 7: byte j has input 8i + j
- * in its low and 8i + 4 + j in its high nibble. Codes are w + 128 and w + 8. Inputs are filled up to a multiple of 64. */
+ * Packed weights are the same for every level. `blocks` = ceil(outputs / 16) blocks of 16 outputs follow each other; in
+ * a block, words of 32 bits for outputs 0 to 15 follow each other, then those of the next inputs. A word of 8-bit codes
+ * holds inputs 4i to 4i + 3, lowest byte first. A word of 4-bit codes holds inputs 8i to 8i + 7: byte j has input 8i +
+ * j in its low and 8i + 4 + j in its high nibble. Codes are w + 128 and w + 8. Inputs are filled up to a multiple
+ * of 64. */
 typedef struct ds_linear_args {
   uint32_t struct_size;
   int32_t dtype; /* of x and y */

@@ -43,7 +43,8 @@ typedef struct ds_adam_args {
  * A magnitude is a code of a dynamic tree of n codes (n = 128 for exp_avg, whose highest bit is the sign, and 256 for
  * exp_avg_sq): 0, or, with k the highest power of two in the code, (0.1 + 0.9 (code - k + 1) / k) / 10^log2(n / 2 / k),
  * rounded to float32; times the scale of its block. The new code is the nearest to |x| / scale, the lower one where two
- * are as near; edges between codes are half their sum in float32. A block whose scale is no normal number has codes 0. */
+ * are as near; edges between codes are half their sum in float32. A block whose scale is no normal number has codes 0.
+ */
 typedef struct ds_adam8bit_args {
   uint32_t struct_size;
   int32_t param_dtype;
@@ -123,8 +124,8 @@ typedef struct ds_lion_args {
 
 /* sgd_: one step of gradient descent, in the terms of ds_adam_args:
  *   p, g, b = the inputs as float32;  g = g * grad_factor;  weight_decay != 0: g = fma(p, weight_decay, g)
- *   with a momentum_buffer:  b = is_first ? g : fma(g, grad_weight, b * momentum);  g = nesterov ? fma(b, momentum, g) : b
- *   p = fma(g, negative_lr, p) */
+ *   with a momentum_buffer:  b = is_first ? g : fma(g, grad_weight, b * momentum);  g = nesterov ? fma(b, momentum, g)
+ * : b p = fma(g, negative_lr, p) */
 typedef struct ds_sgd_args {
   uint32_t struct_size;
   int32_t param_dtype;
@@ -147,8 +148,8 @@ typedef struct ds_sgd_args {
   int64_t rounding_offset;
 } ds_sgd_args;
 
-/* lamb_moments_ and lamb_apply_: the two passes of a LAMB step over segments, ranges [bounds[2i], bounds[2i + 1]) of the
- * tensors; elements outside of segments are not touched. In the terms of ds_adam_args, with all states as stored:
+/* lamb_moments_ and lamb_apply_: the two passes of a LAMB step over segments, ranges [bounds[2i], bounds[2i + 1]) of
+ * the tensors; elements outside of segments are not touched. In the terms of ds_adam_args, with all states as stored:
  *   direction(p, m, v) = fma(p, weight_decay, (m / correction1) / d)
  *     where d = eps_inside_sqrt ? sqrt(v / correction2 + eps) : sqrt(v / correction2) + eps
  * lamb_moments_:  g = g * grad_factor;  m = fma(g, weight1, m * beta1);  v = fma(weight2 * g, g, v * beta2)

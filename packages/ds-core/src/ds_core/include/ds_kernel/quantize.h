@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* What codes mean. 4-bit codes are packed two a byte, the first in the low nibble; 6-bit codes four in three bytes, code j
- * in bits 6j to 6j + 5 of the little-endian 24-bit number; unused bits of the last unit are 0. */
+/* What codes mean. 4-bit codes are packed two a byte, the first in the low nibble; 6-bit codes four in three bytes,
+ * code j in bits 6j to 6j + 5 of the little-endian 24-bit number; unused bits of the last unit are 0. */
 enum ds_format {
   DS_FORMAT_INT8 = 1,   /* two's complement */
   DS_FORMAT_INT4 = 2,   /* value + 8 */
@@ -23,8 +23,8 @@ enum ds_scaling {
   DS_SCALING_POWER_OF_TWO = 3 /* floats: E8M0 scales, a byte each: 2 to the power of code - 127, 255 is NaN */
 };
 
-/* quantize: groups of `group_size` consecutive elements (the last may be shorter) as codes of `format`. `group_size` is a
- * multiple of the codes in a unit of packing. */
+/* quantize: groups of `group_size` consecutive elements (the last may be shorter) as codes of `format`. `group_size` is
+ * a multiple of the codes in a unit of packing. */
 typedef struct ds_quantize_args {
   uint32_t struct_size;
   int32_t dtype; /* of x */
