@@ -52,9 +52,9 @@ DSK_INLINE float tanh_of(float x) {
   p = p * z - 0.05369296297430992f;
   p = p * z + 0.1333089917898178f;
   p = p * z - 0.3333326280117035f;
-  const float small = p * z * x + x;
+  const float small = p * z * a + a;
   const float large = 1.0f - 2.0f / (exp_of(a + a) + 1.0f);
-  return a < 0.625f ? small : with_sign(large, x);
+  return with_sign(a < 0.625f ? small : large, x);
 }
 
 DSK_INLINE float erf_of(float x) {
