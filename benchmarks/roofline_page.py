@@ -56,7 +56,7 @@ def draw(measured: Mapping[str, Any], folder: Path) -> None:
     """The points, numbered as in the table, under the roofs."""
     roofs, kernels = measured["roofs"], measured["kernels"]
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
-    at = [kernel["flops"] / kernel["bytes"] for kernel in kernels]
+    at = [kernel["flops"] / kernel["bytes"] for kernel in kernels if kernel["flops"]]
     left, right = min(at) / 2, max([*at, max(roofs.values()) / roofline.bandwidth(roofs)]) * 3
     speed = roofline.bandwidth(roofs)
     for unit, style in LINES.items():
@@ -74,7 +74,10 @@ def draw(measured: Mapping[str, Any], folder: Path) -> None:
     families = list(dict.fromkeys(kernel["family"] for kernel in kernels))
     for index, family in enumerate(families):
         color = COLORS[index % len(COLORS)]
-        x, y = zip(*(_place(kernel) for kernel in kernels if kernel["family"] == family), strict=True)
+        points = [_place(kernel) for kernel in kernels if kernel["family"] == family and kernel["flops"]]
+        if not points:  # copies compute nothing: they are in the table only
+            continue
+        x, y = zip(*points, strict=True)
         axes.scatter(x, y, color=color, s=26, label=family.replace("_", " "), zorder=3)
     for place, numbers in _labels(kernels):
         axes.annotate(numbers, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
@@ -99,6 +102,8 @@ def _labels(kernels: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[float, flo
     """Where to write which numbers: kernels that nearly coincide share a label."""
     groups: list[tuple[tuple[float, float], list[int]]] = []
     for number, kernel in enumerate(kernels, start=1):
+        if not kernel["flops"]:
+            continue
         x, y = _place(kernel)
         near = [n for (a, b), n in groups if abs(math.log10(x / a)) < 0.05 and abs(math.log10(y / b)) < 0.06]
         if near:
