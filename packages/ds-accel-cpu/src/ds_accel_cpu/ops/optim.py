@@ -54,21 +54,12 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.adam_`."""
         self._adam(
-            param_dtype=code(param),
-            grad_dtype=code(grad),
+            **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             state_dtype=code(exp_avg),
-            copy_dtype=code(copy_out),
             adamw=adamw,
-            numel=param.numel(),
-            param=address(param),
-            grad=address(grad),
             exp_avg=address(exp_avg),
             exp_avg_sq=address(exp_avg_sq),
-            copy_out=address(copy_out),
-            grad_factor=address(grad_factor),
             **scalars(lr, beta1, beta2, eps, weight_decay, step, bias_correction)._asdict(),
-            rounding_seed=rounding_seed,
-            rounding_offset=rounding_offset,
         )
 
     def adam8bit_(

@@ -41,7 +41,7 @@ _M_MMAP_THRESHOLD = -3
 
 def settle_heap() -> bool:
     """Fixes the size from which memory is mapped; False where this is not glibc, or the user has set it."""
-    if not sys.platform.startswith("linux") or os.environ.get(SWITCH, "") == "default":
+    if not _may_change():
         return False
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
@@ -55,7 +55,7 @@ def settle_heap() -> bool:
 
 def trim_heap() -> bool:
     """Gives whole free pages of glibc's heap back; False where this is not glibc, or the user wants it left alone."""
-    if not sys.platform.startswith("linux") or os.environ.get(SWITCH, "") == "default":
+    if not _may_change():
         return False
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))
@@ -66,7 +66,7 @@ def empty_on_large_pages(numel: int, dtype: torch.dtype) -> torch.Tensor:
     import torch
 
     nbytes = numel * dtype.itemsize
-    if nbytes < MMAP_THRESHOLD_BYTES or not _may_advise():
+    if nbytes < MMAP_THRESHOLD_BYTES or not _may_change() or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(numel, dtype=dtype)
     memory = mmap.mmap(-1, nbytes + LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     offset = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % LARGE_PAGE_BYTES
@@ -75,5 +75,6 @@ def empty_on_large_pages(numel: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=dtype, count=numel, offset=offset)
 
 
-def _may_advise() -> bool:
-    return hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get(SWITCH, "") != "default"
+def _may_change() -> bool:
+    """Whether this is a system whose allocator is known, and its user has not asked to leave it alone."""
+    return sys.platform.startswith("linux") and os.environ.get(SWITCH, "") != "default"

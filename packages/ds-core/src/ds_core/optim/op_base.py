@@ -83,9 +83,9 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
 
     # --- what a subclass says -----------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def state_names(self) -> tuple[str, ...]:
         """The states shaped like the parameter."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def allowed(self, group: Mapping[str, Any]) -> list[Allowed]:
