@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ds_core.hooks import (
     AcceleratorEntry,
     Availability,
+    CheckpointFormatEntry,
     CommandEntry,
     ConfigSection,
     LauncherEntry,
@@ -16,7 +17,7 @@ from ds_core.hooks import (
     hookimpl,
 )
 
-DS_HOOK_API = (1, 0)
+DS_HOOK_API = (1, 1)
 
 
 def _always() -> Availability:
@@ -70,6 +71,18 @@ def ds_launchers() -> Iterable[LauncherEntry]:
     from ds_core.launch.registry import ENTRIES
 
     return ENTRIES
+
+
+@hookimpl
+def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
+    return [
+        CheckpointFormatEntry(
+            "ds",
+            "ds_core.checkpoint.native:detect",
+            "ds_core.checkpoint.native:open_native",
+            "<tag>/manifest.json, the tag given or in the file latest",
+        )
+    ]
 
 
 @hookimpl

@@ -28,6 +28,7 @@ __all__ = [
     "AcceleratorEntry",
     "Availability",
     "AxisRequest",
+    "CheckpointFormatEntry",
     "CommBackendEntry",
     "CommandEntry",
     "ConfigSection",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "ds_core.plugins"
-HOOK_API = (1, 0)
+HOOK_API = (1, 1)
 """(major, minor) of the specs in this file. Minor only adds; a plugin needs the same major and at most this minor."""
 
 hookspec = pluggy.HookspecMarker("ds_core")
@@ -212,6 +213,27 @@ class LauncherEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointFormatEntry:
+    """A checkpoint format that ``load_checkpoint`` and ``ds checkpoint import`` read. Since hook API 1.1.
+
+    Args:
+        name: as in ``open_source(..., format=name)``; lower case.
+        detect: reference to ``detect(directory: Path, tag: str | None) -> str | None``: the tag of the checkpoint it
+            would read, ``""`` for a folder without tags, None when the folder is of another format. Looks at names and
+            small files only, never raises for a folder it does not know.
+        open: reference to ``open(directory: Path, tag: str, strict: bool) -> ds_core.checkpoint.source.Source``.
+        summary: what it looks for, for messages: "what a folder of this format has".
+        specificity: of several formats that recognise a folder the highest is taken; equals are an error.
+    """
+
+    name: str
+    detect: Ref
+    open: Ref
+    summary: str = ""
+    specificity: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class CommandEntry:
     """A subcommand of ``ds``: reference to a typer app or a function."""
 
@@ -288,6 +310,11 @@ def ds_monitors() -> Iterable[MonitorEntry]:  # type: ignore[empty-body]
 @hookspec
 def ds_launchers() -> Iterable[LauncherEntry]:  # type: ignore[empty-body]
     """Multi-machine launchers. Called by ``ds run``, in the launching process only."""
+
+
+@hookspec
+def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:  # type: ignore[empty-body]
+    """Checkpoint formats that can be read. Called once, when the first checkpoint is opened, on every rank."""
 
 
 @hookspec

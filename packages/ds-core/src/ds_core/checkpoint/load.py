@@ -1,4 +1,4 @@
-"""Loads a checkpoint into an engine of any number of ranks."""
+"""Loads a checkpoint, of this project's format or another, into an engine of any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_core import comm
 from ds_core.checkpoint.files import LATEST, check_tag
-from ds_core.checkpoint.reader import CheckpointReader
-from ds_core.errors import CheckpointError
+from ds_core.checkpoint.sources import open_source, recognize
 from ds_core.part import overrides
 
 if TYPE_CHECKING:
@@ -47,15 +46,10 @@ def load(
     Raises:
         CheckpointError: the checkpoint is absent, damaged, or of another model.
     """
-    found = tag or latest_tag(directory)
-    if found is None:
+    if tag is None and recognize(directory) is None and not (Path(directory) / LATEST).exists():
         logger.warning("no checkpoint in %s: it has no file %r; nothing was loaded", directory, LATEST)
         return None, None
-    path = Path(directory) / check_tag(found)
-    if not path.is_dir():
-        have = sorted(entry.name for entry in Path(directory).glob("[!.]*") if entry.is_dir())
-        raise CheckpointError(f"no checkpoint {found!r} in {directory}; there are: {', '.join(have) or 'none'}")
-    reader = CheckpointReader(path, strict=strict)
+    reader = open_source(directory, tag, strict=strict)
     for part in engine.parts:
         if part.state_kind in kinds:
             part.load_state(reader)
@@ -63,6 +57,7 @@ def load(
         for follow in overrides(engine.parts, "weights_replaced"):
             follow()
     if "engine" in kinds:
-        engine.restore_counters(reader.manifest["counters"])
+        engine.restore_counters({**engine.counters(), **reader.counters})
+    reader.close()
     comm.barrier()
-    return str(path), reader.manifest["client_state"]
+    return str(reader.path), reader.client_state

@@ -38,6 +38,7 @@ _LISTS: Mapping[str, Callable[[Any], object]] = {
     "ds_comm_backends": lambda item: (item.name, item.priority),
     "ds_monitors": lambda item: item.name,
     "ds_launchers": lambda item: item.name,
+    "ds_checkpoint_formats": lambda item: item.name,
     "ds_commands": lambda item: item.name,
 }
 """Hooks `doctor` asks, each with what two plugins may not both offer."""

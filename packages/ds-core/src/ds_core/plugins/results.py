@@ -67,6 +67,7 @@ HOOK_RULES: dict[str, Rule] = {
     "ds_runner": Rule("ds_core.runner:Runner", named=None),
     "ds_monitors": Rule(hooks.MonitorEntry),
     "ds_launchers": Rule(hooks.LauncherEntry),
+    "ds_checkpoint_formats": Rule(hooks.CheckpointFormatEntry),
     "ds_commands": Rule(hooks.CommandEntry),
     "ds_report": Rule(hooks.ReportRow, named=None),
 }
