@@ -32,13 +32,29 @@ class CheckpointApi:
     def _whole(self) -> EngineApi:
         return cast("EngineApi", self)
 
-    def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
-        """The module's ``state_dict``, with its own names and unsharded shapes. Call on all ranks."""
+    def module_state_dict(
+        self,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+        exclude_frozen_parameters: bool = False,
+    ) -> dict[str, Any]:
+        """The module's ``state_dict``, with its own names and unsharded shapes, on every rank. Call on all ranks.
+
+        Args:
+            destination: filled and returned, where given.
+            prefix: goes before every name.
+            keep_vars: parameters themselves rather than their values.
+            exclude_frozen_parameters: leave out parameters that are not trained.
+        """
         with self._whole.gathered(list(self.module.parameters())):
-            state = dict(self.module.state_dict())
+            made = self.module.state_dict(prefix=prefix, keep_vars=keep_vars)
+        frozen = set()
         if exclude_frozen_parameters:
-            frozen = {name for name, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
-            state = {name: tensor for name, tensor in state.items() if name not in frozen}
+            named = self.module.named_parameters(prefix=prefix.rstrip("."), remove_duplicate=False)
+            frozen = {name for name, parameter in named if not parameter.requires_grad}
+        state = {} if destination is None else destination
+        state.update((name, tensor) for name, tensor in made.items() if name not in frozen)
         return state
 
     def load_module_state_dict(self, checkpoint: dict[str, torch.Tensor], strict: bool = True) -> None:
@@ -91,12 +107,59 @@ class CheckpointApi:
             kinds.discard("schedule")
         return checkpoint.load(self._whole, load_dir, tag, kinds=kinds, strict=load_module_strict)
 
-    def save_16bit_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
+    def save_16bit_model(
+        self,
+        save_dir: str | Path,
+        save_filename: str = "model.safetensors",
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
         """Writes the full weights as one safetensors file from the first rank; call on all ranks.
 
-        False, and nothing is written, at stage 3 with ``gather_16bit_weights_on_model_save`` false.
+        One unit is gathered at a time; see `ds_core.checkpoint.weights`. False, and nothing is written, at stage 3 with
+        ``gather_16bit_weights_on_model_save`` false.
         """
-        gathers = self.config.get("zero_optimization.gather_16bit_weights_on_model_save", True)
-        if self._whole.zero_optimization_stage() == 3 and not gathers:
+        if self._whole.zero_optimization_stage() == 3 and not self.zero_gather_16bit_weights_on_model_save():
             return False
-        return checkpoint.save_weights(self._whole, Path(save_dir) / save_filename)
+        return checkpoint.save_weights(
+            self._whole, Path(save_dir) / save_filename, exclude_frozen=exclude_frozen_parameters
+        )
+
+    def save_fp16_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
+        """`save_16bit_model` under its former name."""
+        return self.save_16bit_model(save_dir, save_filename)
+
+    def export_hf(
+        self,
+        directory: str | Path,
+        max_shard_size: int | str = "5GB",
+        dtype: torch.dtype | None = None,
+        exclude_frozen_parameters: bool = False,
+    ) -> None:
+        """Writes a folder that ``from_pretrained`` of transformers loads, at any time; call on all ranks.
+
+        See `ds_core.checkpoint.weights.export_folder` for the arguments.
+        """
+        checkpoint.export_folder(
+            self._whole,
+            Path(directory),
+            max_shard_size=max_shard_size,
+            dtype=dtype,
+            exclude_frozen=exclude_frozen_parameters,
+        )
+
+    def zero_gather_16bit_weights_on_model_save(self) -> bool:
+        """The config's ``zero_optimization.gather_16bit_weights_on_model_save``."""
+        return bool(self.config.get("zero_optimization.gather_16bit_weights_on_model_save", True))
+
+    def _consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor] | None:
+        """The full weights in host memory on the first rank, None on the others; call on all ranks.
+
+        Hugging Face accelerate calls this name. One unit is gathered at a time.
+        """
+        return checkpoint.consolidated_weights(self._whole, exclude_frozen=exclude_frozen_parameters)
+
+    def _zero3_consolidated_16bit_state_dict(
+        self, exclude_frozen_parameters: bool = False
+    ) -> dict[str, torch.Tensor] | None:
+        """`_consolidated_16bit_state_dict`, at any stage."""
+        return self._consolidated_16bit_state_dict(exclude_frozen_parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_core.data import DistributedLoader
     from ds_core.parts import Accumulation
+    from ds_core.units import Unit
 
 __all__ = ["Engine"]
 
@@ -46,6 +47,7 @@ class Engine(EngineApi):
         self.device: torch.device = build.device
         self.parts: list[Part] = parts
         self.runner = build.runner
+        self.units: Sequence[Unit] = build.units
         self.monitor: MonitorMaster = build.monitor or MonitorMaster({}, rank=1)
         self.optimizer = build.optimizer_handle(parts)
         self.lr_scheduler = build.lr_scheduler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ds_core.mesh import Mesh
     from ds_core.optimizer_handle import OptimizerHandle
     from ds_core.parts import Accumulation
+    from ds_core.units import Unit
 
 __all__ = ["EngineApi"]
 
@@ -32,6 +33,8 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
     mesh: Mesh
     device: torch.device
     parts: list[Part]
+    units: Sequence[Unit]
+    """Parameters that are gathered together; none where all are whole."""
     optimizer: OptimizerHandle | None
     lr_scheduler: Any
     training_dataloader: DistributedLoader | None

@@ -7,9 +7,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
-
 from ds_core import comm
 from ds_core.checkpoint.files import (
     FORMAT,
@@ -31,7 +28,7 @@ from ds_core.state import Fragment, StatePlan
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
 
-__all__ = ["save", "save_weights"]
+__all__ = ["save"]
 
 logger = logging.getLogger(__name__)
 
@@ -145,24 +142,3 @@ def _commit(root: Path, work: Path, final: Path, header: dict[str, Any], save_la
     if save_latest:
         write_durably(root / LATEST, final.name.encode())
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def save_weights(engine: EngineApi, path: Path) -> bool:
-    """Writes every parameter and persistent buffer, whole, as one safetensors file from the first rank."""
-
-    def write() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(_untie(state, engine.module), temporary)
-        temporary.replace(path)
-
-    with engine.gathered(list(engine.module.parameters())):
-        together("write the weights", path, write if comm.get_rank() == 0 else lambda: None)
-    return True
-
-
-def _untie(state: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """One name per tied parameter: the first, as torch lists them."""
-    keep = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    return {name: tensor for name, tensor in state.items() if name in keep}

@@ -1,0 +1,165 @@
+"""A folder of weights as Hugging Face lays it out: one safetensors file, or shards with an index, and small files.
+
+Note [A folder that is never half new]
+    Everything is written and synced in a folder beside the target, ``.<name>.<nonce>.writing``. Where the target is
+    absent or empty, one rename makes all of it appear. Where it has files, those that name weights are deleted first,
+    then the new ones are moved in, the index (or the only weights file) last: a crash between leaves a folder in which
+    loaders find no weights, never one with weights of two times.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ds_core.checkpoint.files import fsync_directory, write_durably
+from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
+from ds_core.errors import CheckpointError, ConfigError
+
+__all__ = ["FolderPlan", "WeightFolder", "parse_size", "plan_folder"]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_STALE = re.compile(
+    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.json"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderPlan:
+    """Which tensors go to which file.
+
+    Attributes:
+        files: file name to its tensors, in order.
+        total_bytes: of all tensors.
+    """
+
+    files: dict[str, tuple[TensorEntry, ...]]
+    total_bytes: int
+
+    @property
+    def index(self) -> dict[str, object] | None:
+        """What the index file says; None where one file holds everything and needs none."""
+        if len(self.files) < 2:
+            return None
+        entries = [entry for held in self.files.values() for entry in held]
+        return {
+            "metadata": {"total_parameters": sum(entry.numel for entry in entries), "total_size": self.total_bytes},
+            "weight_map": {entry.name: file for file, held in self.files.items() for entry in held},
+        }
+
+
+def plan_folder(entries: Sequence[TensorEntry], max_shard_bytes: int) -> FolderPlan:
+    """Fills shards in order until the next tensor would exceed the size; a larger tensor has a shard of its own.
+
+    Raises:
+        CheckpointError: two entries of one name, or none at all.
+    """
+    names = [entry.name for entry in entries]
+    if not names or len(set(names)) != len(names):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        raise CheckpointError("there are no weights to write" if twice is None else f"{twice!r} is there twice")
+    shards: list[list[TensorEntry]] = [[]]
+    held_bytes = 0
+    for entry in entries:
+        if shards[-1] and held_bytes + entry.nbytes > max_shard_bytes:
+            shards.append([])
+            held_bytes = 0
+        shards[-1].append(entry)
+        held_bytes += entry.nbytes
+    total_bytes = sum(entry.nbytes for entry in entries)
+    if len(shards) == 1:
+        return FolderPlan({WEIGHTS: tuple(shards[0])}, total_bytes)
+    named = {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": tuple(shard)
+        for number, shard in enumerate(shards, start=1)
+    }
+    return FolderPlan(named, total_bytes)
+
+
+class WeightFolder:
+    """A folder of weights being written; see Note [A folder that is never half new].
+
+    Args:
+        target: where it will be.
+        plan: its weights.
+
+    Raises:
+        CheckpointError: `target` is a file.
+    """
+
+    def __init__(self, target: Path, plan: FolderPlan) -> None:
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"{target} is a file; name a folder to write weights to")
+        self.target: Path = target
+        self.plan: FolderPlan = plan
+        self._work: Path = target.parent / f".{target.name}.{secrets.token_hex(4)}.writing"
+        self._work.mkdir(parents=True)
+        self._files: dict[str, TensorWriter] = {}
+        """The file of each tensor."""
+        for name, entries in plan.files.items():
+            file = TensorWriter(self._work / name, entries, {"format": "pt"})
+            self._files.update((entry.name, file) for entry in entries)
+
+    def put(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        """See `TensorWriter.put`."""
+        self._files[name].put(name, values, start)
+
+    def add(self, name: str, content: bytes) -> None:
+        """A small file beside the weights."""
+        write_durably(self._work / name, content)
+
+    def commit(self) -> None:
+        """Makes the folder appear. Afterwards this object is of no use.
+
+        Raises:
+            CheckpointError: a tensor was not written whole.
+        """
+        for file in dict.fromkeys(self._files.values()):
+            file.finish()
+        index = self.plan.index
+        if index is not None:
+            self.add(INDEX, (json.dumps(index, indent=2) + "\n").encode())
+        fsync_directory(self._work)
+        if self.target.is_dir() and any(self.target.iterdir()):
+            self._move_in()
+        else:
+            self._work.replace(self.target)  # also over an empty folder
+        fsync_directory(self.target.parent)
+
+    def _move_in(self) -> None:
+        for path in sorted(self.target.iterdir(), key=lambda path: not path.name.endswith(".index.json")):
+            if _STALE.fullmatch(path.name):
+                path.unlink()
+        fsync_directory(self.target)
+        last = INDEX if self.plan.index is not None else WEIGHTS
+        for path in sorted(self._work.iterdir(), key=lambda path: path.name == last):
+            path.replace(self.target / path.name)
+        fsync_directory(self.target)
+        self._work.rmdir()
+
+    def abandon(self) -> None:
+        """Deletes what was written. Harmless after `commit`."""
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+def parse_size(size: int | str, setting: str = "max_shard_size") -> int:
+    """Bytes of a size such as 5000000000, "5GB" (10^9) or "5GiB" (2^30).
+
+    Raises:
+        ConfigError: it is something else, or not positive.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
+    if found is None or found[2] not in _UNITS or not (nbytes := int(float(found[1]) * _UNITS[found[2]])):
+        raise ConfigError(f"{setting} takes bytes like 5000000000, 5GB or 5GiB, got {size!r}")
+    return nbytes
