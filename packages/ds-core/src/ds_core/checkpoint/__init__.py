@@ -1,5 +1,10 @@
 """Checkpoints: safetensors and JSON, committed by a rename, loadable by any number of ranks."""
 
+from ds_core.checkpoint.consolidate import (
+    convert_zero_checkpoint_to_fp32_state_dict,
+    get_fp32_state_dict_from_zero_checkpoint,
+    load_state_dict_from_zero_checkpoint,
+)
 from ds_core.checkpoint.load import latest_tag, load
 from ds_core.checkpoint.reader import CheckpointReader
 from ds_core.checkpoint.save import save
@@ -11,9 +16,12 @@ __all__ = [
     "CheckpointReader",
     "Source",
     "consolidated_weights",
+    "convert_zero_checkpoint_to_fp32_state_dict",
     "export_folder",
+    "get_fp32_state_dict_from_zero_checkpoint",
     "latest_tag",
     "load",
+    "load_state_dict_from_zero_checkpoint",
     "open_source",
     "save",
     "save_weights",

@@ -18,6 +18,7 @@ import torch
 from ds_core import comm
 from ds_core.checkpoint.files import fsync_directory
 from ds_core.checkpoint.hf_config import model_files
+from ds_core.checkpoint.source_weights import FLOATS
 from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
 from ds_core.checkpoint.together import together
 from ds_core.checkpoint.weight_folder import WeightFolder, parse_size, plan_folder
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["consolidated_weights", "export_folder", "save_weights"]
 
 logger = logging.getLogger(__name__)
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Dtypes that an export may round to another of them; 8-bit formats and integers stay as they are."""
 
 
 class _Group(NamedTuple):
@@ -91,7 +89,7 @@ def export_folder(
         engine: its module; one of transformers also writes its configuration.
         directory: replaced in place where it holds weights; other files stay.
         max_shard_size: bytes, or a size such as "5GB".
-        dtype: of floating-point tensors; None keeps the module's. For float32 the masters are used where there are any.
+        dtype: of floating-point tensors; None keeps the module's. Another than a parameter's own is made of its master.
         exclude_frozen: leave out parameters that are not trained.
 
     Raises:
@@ -116,8 +114,7 @@ def export_folder(
         for opened in folder:
             opened.abandon()
 
-    finer = dtype is torch.float32
-    _write(engine, groups, directory, begin, lambda n, v: folder[0].put(n, v), commit, abandon, finer=finer)
+    _write(engine, groups, directory, begin, lambda n, v: folder[0].put(n, v), commit, abandon, dtype=dtype)
     logger.info("weights written to %s", directory)
 
 
@@ -155,7 +152,7 @@ def _write(
     commit: Callable[[], None],
     abandon: Callable[[], None],
     *,
-    finer: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Begin, put every tensor and commit on the first rank, while all gather. See Note [What is in memory]."""
     is_first = comm.get_rank() == 0
@@ -176,7 +173,7 @@ def _write(
 
     try:
         together("begin to write the weights", where, begin if is_first else lambda: None)
-        _visit(engine, groups, attempt if is_first else _ignore, finer=finer)
+        _visit(engine, groups, attempt if is_first else _ignore, dtype)
         together("write the weights", where, end if is_first else lambda: None)
     except BaseException:
         if is_first:
@@ -215,16 +212,24 @@ def _entries(groups: Sequence[_Group], dtype: torch.dtype | None) -> list[Tensor
 
 
 def _visit(
-    engine: EngineApi, groups: Sequence[_Group], take: Callable[[str, torch.Tensor], Any], *, finer: bool = False
+    engine: EngineApi,
+    groups: Sequence[_Group],
+    take: Callable[[str, torch.Tensor], Any],
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Calls `take` with every tensor, full, good until it returns. Called on all ranks."""
+    """Calls `take` with every tensor, full, good until it returns. Called on all ranks.
+
+    Parameters that are to have another dtype than their own come from their masters; see Note [Which copy] of
+    `ds_core.checkpoint.source_weights`.
+    """
     for group in groups:
-        if finer:
-            for name, parameter in group.parameters.items():
-                take(name, safe_get_full_fp32_param(parameter))
-        elif group.parameters:
-            with engine.gathered(list(group.parameters.values())):
-                for name, parameter in group.parameters.items():
+        other = {n for n, p in group.parameters.items() if dtype not in (None, p.dtype) and p.dtype in FLOATS}
+        for name in sorted(other):
+            take(name, safe_get_full_fp32_param(group.parameters[name]))
+        own = {name: parameter for name, parameter in group.parameters.items() if name not in other}
+        if own:
+            with engine.gathered(list(own.values())):
+                for name, parameter in own.items():
                     take(name, parameter.data)
         for name, buffer in group.buffers.items():
             take(name, buffer)

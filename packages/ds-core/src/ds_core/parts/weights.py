@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -80,6 +80,7 @@ class Weights(Part):
             for name, tensor in _untrained(self._module, self._space).items():
                 values = tensor.detach().reshape(-1)
                 plan.fragments.append(Fragment(f"model/{name}", tuple(tensor.shape), 0, values.numel(), values))
+            plan.values["module"] = _names(self._module)
         return plan
 
     def load_state(self, reader: StateReader) -> None:
@@ -138,6 +139,16 @@ def _values(flat: FlatGroup, part: Range) -> torch.Tensor | Deferred:
     if flat.values.home(part) is not None:
         return flat.working(part)
     return Deferred(flat.dtype, lambda start, stop: flat.working(Range(part.start + start, part.start + stop)))
+
+
+def _names(module: torch.nn.Module) -> dict[str, Any]:
+    """What names and shapes do not say: which parameters are frozen, and further names of those that have several."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    named = module.named_parameters(remove_duplicate=False)
+    return {
+        "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
+        "tied": {name: first[id(parameter)] for name, parameter in named if first[id(parameter)] != name},
+    }
 
 
 def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, torch.Tensor]:
