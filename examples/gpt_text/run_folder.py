@@ -9,7 +9,7 @@ from typing import Any
 
 from model import Shape
 
-from ds_core.checkpoint import CheckpointReader, latest_tag
+from ds_core.checkpoint import CheckpointReader, newest
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class RunFolder:
 
     def checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        tag = latest_tag(self.checkpoints)
+        tag = newest(self.checkpoints)
         return None if tag is None else self.checkpoints / tag
 
     def saved(self) -> Saved | None:
         """What the newest checkpoint says about the run, or None where there is no checkpoint."""
         path = self.checkpoint()
-        return None if path is None else Saved.from_json(CheckpointReader(path).manifest["client_state"])
+        return None if path is None else Saved.from_json(CheckpointReader(path).client_state)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces the summary."""

@@ -110,9 +110,10 @@ def test_files_are_safetensors_and_json_only_and_latest_names_the_newest(tmp_pat
     engine.train_batch()
     engine.save_checkpoint(tmp_path, tag="second")
     engine.save_checkpoint(tmp_path, tag="third", save_latest=False)
+    engine.wait_for_checkpoint()
     assert latest_tag(tmp_path) == "second"
     names = sorted(path.name for path in (tmp_path / "second").iterdir())
-    assert names == ["manifest.json", "rank-00000.json", "rank-00000.safetensors"]
+    assert names == ["manifest.json", "rank-00000.safetensors"]
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
     assert manifest["counters"]["global_steps"] == 1
     assert not list(tmp_path.glob(".*"))
@@ -123,6 +124,7 @@ def test_keep_last_deletes_older_ones_but_never_the_latest(tmp_path):
     engine.save_checkpoint(tmp_path, tag="a")
     for tag in ("b", "c", "d"):
         engine.save_checkpoint(tmp_path, tag=tag, save_latest=False)
+    engine.wait_for_checkpoint()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d", "latest"]
 
 
@@ -148,6 +150,7 @@ def test_tags_that_leave_the_folder_are_refused(tmp_path, tag):
 def test_damage_is_named(tmp_path):
     engine = build()
     engine.save_checkpoint(tmp_path, tag="t")
+    engine.wait_for_checkpoint()
     data = tmp_path / "t" / "rank-00000.safetensors"
     whole = data.read_bytes()
     data.write_bytes(whole[:-5])
@@ -164,7 +167,9 @@ def test_damage_is_named(tmp_path):
 
 
 def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
-    build().save_checkpoint(tmp_path)
+    saved = build()
+    saved.save_checkpoint(tmp_path)
+    saved.wait_for_checkpoint()
     with pytest.raises(CheckpointError, match=r"'body.0.weight' has shape \(9, 5\) here and \(6, 5\)"):
         build(Model(width=9)).load_checkpoint(tmp_path)
     bigger = Model()
@@ -179,6 +184,7 @@ def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
 def test_frozen_parameters_can_be_left_out(tmp_path):
     engine = build()
     engine.save_checkpoint(tmp_path, tag="t", exclude_frozen_parameters=True)
+    engine.wait_for_checkpoint()
     keys = CheckpointReader(tmp_path / "t").keys()
     assert "model/frozen.weight" not in keys
     assert "model/frozen.bias" in keys

@@ -18,7 +18,7 @@ from torch import nn
 
 import ds_core
 from ds_core.config import Facts, load, resolve
-from ds_core.errors import AcceleratorError, BatchSizeError, CheckpointError, ConfigError
+from ds_core.errors import AcceleratorError, BatchSizeError, ConfigError
 from ds_core.testing import run_ranks
 
 
@@ -327,13 +327,6 @@ def optimizer(tmp_path: Path) -> None:
     changes_weights("optimizer", {"type": "AdamW", "params": {"lr": 1.0}})
 
 
-def keep_last(tmp_path: Path) -> None:
-    engine = build(checkpoint={"keep_last": 1})
-    for tag in "ab":
-        engine.save_checkpoint(tmp_path, tag=tag)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "latest"]
-
-
 def ranked(changes: dict, kind: str) -> object:
     """Runs on each rank: what the wire saw, or the weights."""
     from ds_core import comm
@@ -378,26 +371,6 @@ def divisions(tmp_path: Path) -> None:
     assert run_ranks(ranked, 2, {"fp16": fp16}, "overflow") == [False, False]
     assert run_ranks(ranked, 2, {"fp16": fp16, "prescale_gradients": True}, "overflow") == [True, True]
     assert run_ranks(ranked, 2, {"fp16": fp16, "gradient_predivide_factor": 2.0}, "overflow") == [True, True]
-
-
-def tag_validation(tmp_path: Path) -> None:
-    def outcome(policy: str) -> list:
-        changes = {"checkpoint": {"tag_validation": policy}}
-        return run_ranks(_tags, 2, changes, str(tmp_path / policy))
-
-    assert outcome("Fail") == ["refused", "refused"]
-    assert outcome("Warn") == ["saved", "saved"]
-
-
-def _tags(changes: dict, folder: str) -> str:
-    import torch.distributed as dist
-
-    engine = build(**changes)
-    try:
-        engine.save_checkpoint(folder, tag=f"r{dist.get_rank()}")
-    except CheckpointError:
-        return "refused"
-    return "saved"
 
 
 def untested_optimizer(tmp_path: Path) -> None:
@@ -566,8 +539,6 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
     "bf16.bf16_master_weights_and_grads": masters("bf16", "bf16_master_weights_and_grads"),
     "bf16.bf16_optimizer_states": bf16_optimizer_states,
     "bf16.stochastic_rounding": stochastic_rounding,
-    "checkpoint.tag_validation": tag_validation,
-    "checkpoint.keep_last": keep_last,
     "comms_logger.enabled": comms_logger,
     "comms_logger.verbose": comms_logger,
     "comms_logger.prof_all": comms_logger,
@@ -603,9 +574,13 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
 }
 
 
+ELSEWHERE = ("zero_optimization.", "checkpoint.")
+"""Sections whose keys are observed in test modules of their own."""
+
+
 def test_every_served_key_has_an_observation():
     served = {row.key for row in resolve(load({"train_batch_size": 4}), Facts(1, 1)).rows()}
-    assert {key for key in served if not key.startswith("zero_optimization.")} == set(OBSERVED)
+    assert {key for key in served if not key.startswith(ELSEWHERE)} == set(OBSERVED)
 
 
 _DISTINCT = {id(observe): (key, observe) for key, observe in reversed(OBSERVED.items())}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ds_core import checkpoint
 from ds_core.part import Part, overrides
+from ds_core.parts.saving import Saving
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +86,31 @@ class CheckpointApi:
         save_latest: bool = True,
         exclude_frozen_parameters: bool = False,
     ) -> bool:
-        """Writes a checkpoint; call on all ranks. See `ds_core.checkpoint.save`."""
-        return checkpoint.save(self._whole, save_dir, tag, client_state or {}, save_latest, exclude_frozen_parameters)
+        """Writes a checkpoint; call on all ranks. See `ds_core.checkpoint.save.Saver.save`.
+
+        With ``checkpoint.asynchronous`` it returns when the state is copied; `wait_for_checkpoint` returns when it is
+        on disk. A write that failed is told by the next `step`, save or load.
+        """
+        return self._saver.save(
+            self._whole,
+            save_dir,
+            tag,
+            client_state or {},
+            save_latest=save_latest,
+            exclude_frozen=exclude_frozen_parameters,
+        )
+
+    def wait_for_checkpoint(self) -> None:
+        """Returns when the last checkpoint is on disk.
+
+        Raises:
+            CheckpointError: it could not be written; names the file, the rank and the reason.
+        """
+        self._saver.wait()
+
+    @property
+    def _saver(self) -> checkpoint.Saver:
+        return next(part for part in self.parts if isinstance(part, Saving)).saver
 
     def load_checkpoint(
         self,
@@ -105,7 +129,9 @@ class CheckpointApi:
             kinds.discard("optimizer")
         if not load_lr_scheduler_states:
             kinds.discard("schedule")
-        return checkpoint.load(self._whole, load_dir, tag, kinds=kinds, strict=load_module_strict)
+        self.wait_for_checkpoint()
+        verify = self.config["checkpoint"].verify
+        return checkpoint.load(self._whole, load_dir, tag, kinds=kinds, strict=load_module_strict, verify=verify)
 
     def save_16bit_model(
         self,

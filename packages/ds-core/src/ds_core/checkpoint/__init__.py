@@ -5,16 +5,25 @@ from ds_core.checkpoint.consolidate import (
     get_fp32_state_dict_from_zero_checkpoint,
     load_state_dict_from_zero_checkpoint,
 )
-from ds_core.checkpoint.load import latest_tag, load
+from ds_core.checkpoint.disk import DISK, Disk
+from ds_core.checkpoint.folder import complete, latest_tag, newest
+from ds_core.checkpoint.load import load
 from ds_core.checkpoint.reader import CheckpointReader
-from ds_core.checkpoint.save import save
+from ds_core.checkpoint.retention import Retention, prune
+from ds_core.checkpoint.save import SaveOptions, Saver
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.sources import open_source
 from ds_core.checkpoint.weights import consolidated_weights, export_folder, save_weights
 
 __all__ = [
+    "DISK",
     "CheckpointReader",
+    "Disk",
+    "Retention",
+    "SaveOptions",
+    "Saver",
     "Source",
+    "complete",
     "consolidated_weights",
     "convert_zero_checkpoint_to_fp32_state_dict",
     "export_folder",
@@ -22,7 +31,8 @@ __all__ = [
     "latest_tag",
     "load",
     "load_state_dict_from_zero_checkpoint",
+    "newest",
     "open_source",
-    "save",
+    "prune",
     "save_weights",
 ]

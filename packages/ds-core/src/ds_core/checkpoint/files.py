@@ -1,76 +1,111 @@
-"""Names, durable writes and the manifest of a checkpoint directory.
+"""Names of a checkpoint folder, durable writes of small files, and whole reads.
 
-Layout of ``<dir>/<tag>/``
-    manifest.json              schema version, counters, client state, names and sizes of all other files
-    rank-00000.safetensors     fragments of logical tensors, 1-D, named ``t0``, ``t1``, ...
-    rank-00000.json            which fragment is which: key, shape, flat range; and JSON values of the parts
-``<dir>/latest`` holds the tag of the newest complete checkpoint.
+Layout
+    <dir>/<tag>/manifest.json              everything but the tensors' bytes (`ds_core.checkpoint.manifest`)
+    <dir>/<tag>/rank-00000.safetensors     the pieces of tensors one rank wrote
+    <dir>/latest                           the tag of the newest checkpoint saved with ``save_latest``
+    <dir>/.<tag>.<id>.<state>              a checkpoint on its way in (``writing``) or out (``replaced``, ``deleting``)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.errors import CheckpointError
 
-__all__ = ["FORMAT", "LATEST", "MANIFEST", "VERSION", "check_tag", "fsync_directory", "rank_stem", "write_durably"]
+__all__ = [
+    "LATEST",
+    "MANIFEST",
+    "check_tag",
+    "data_name",
+    "read_whole",
+    "to_json",
+    "write_all",
+    "write_durably",
+]
 
-FORMAT = "ds-checkpoint"
-VERSION = 1
 MANIFEST = "manifest.json"
 LATEST = "latest"
 
 
-def rank_stem(rank: int) -> str:
-    """File name stem of what `rank` writes."""
-    return f"rank-{rank:05d}"
+def data_name(rank: int) -> str:
+    """Name of the file with the pieces that `rank` writes."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def check_tag(tag: str) -> str:
-    """`tag`, if it can name a directory.
+    """`tag`, if it can name a folder.
 
     Raises:
-        CheckpointError: it is empty, starts with a dot, or holds a separator.
+        CheckpointError: it is empty, starts with a dot, holds a separator, or is too long for a name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", tag):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*", tag) or tag == LATEST:
         raise CheckpointError(
             f"checkpoint tag {tag!r} cannot name a directory; use letters, digits and _ . = + - and no leading dot"
         )
+    if len(tag) > 200:
+        raise CheckpointError(f"checkpoint tag {tag[:20]!r}... has {len(tag)} characters; 200 are allowed")
     return tag
 
 
-def write_durably(path: Path, payload: bytes) -> None:
+def write_all(disk: Disk, fd: int, view: memoryview, offset: int) -> None:
+    """Writes all of `view`, however little the system takes at a time."""
+    done = 0
+    while done < len(view):
+        done += disk.write(fd, view[done:], offset + done)
+
+
+def write_durably(path: Path, payload: bytes, disk: Disk = DISK) -> None:
     """Writes a file so that it is whole or absent after a crash: temporary name, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_directory(path.parent)
-
-
-def fsync_directory(path: Path) -> None:
-    """Makes renames and new names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
+    disk.remove(temporary)
+    fd = disk.create(temporary)
     try:
-        os.fsync(handle)
+        write_all(disk, fd, memoryview(payload), 0)
+        disk.sync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
     finally:
-        os.close(handle)
+        disk.close(fd)
+    disk.rename(temporary, path)
+    disk.sync_folder(path.parent)
 
 
-def to_json(value: Any, what: str) -> bytes:
-    """UTF-8 JSON of `value`.
+def read_whole(path: Path, limit_bytes: int, disk: Disk = DISK) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        CheckpointError: it is longer than `limit_bytes`, or not a regular file.
+        OSError: it cannot be read.
+    """
+    fd = disk.open(path)
+    try:
+        found = bytearray()
+        chunk = memoryview(bytearray(1 << 20))
+        while count := disk.read(fd, chunk, len(found)):
+            found += chunk[:count]
+            if len(found) > limit_bytes:
+                raise CheckpointError(f"{path} is longer than {limit_bytes} bytes, which no such file is")
+        return bytes(found)
+    finally:
+        disk.close(fd)
+
+
+def to_json(value: Any, what: str) -> str:
+    """JSON text of `value`.
 
     Raises:
         CheckpointError: `value` holds something JSON cannot; the message says where.
     """
     try:
-        return json.dumps(value, indent=1, sort_keys=True).encode()
+        return json.dumps(value, separators=(", ", ": "))
     except (TypeError, ValueError) as error:
         where = _offender(value, what)
         raise CheckpointError(

@@ -1,58 +1,39 @@
-"""This project's own format as a `Source`."""
+"""This project's own format among those that `ds_core.checkpoint.sources` knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ds_core.checkpoint.files import LATEST, MANIFEST, check_tag
+from ds_core.checkpoint.files import MANIFEST
+from ds_core.checkpoint.folder import complete, find, newest
 from ds_core.checkpoint.reader import CheckpointReader
+from ds_core.errors import CheckpointError
 
-__all__ = ["NativeSource", "detect", "open_native"]
-
-
-class NativeSource(CheckpointReader):
-    """A checkpoint that `ds_core.checkpoint.save` wrote."""
-
-    format = "ds"
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Of the engine that saved."""
-        counters: dict[str, int] = self.manifest["counters"]
-        return counters
-
-    @property
-    def client_state(self) -> dict[str, Any]:
-        """As it was saved."""
-        state: dict[str, Any] = self.manifest["client_state"]
-        return state
-
-    def verify(self, share: int = 0, shares: int = 1) -> None:
-        """Does nothing: this version of the format has no sums."""
-
-    def close(self) -> None:
-        """Lets go of open files."""
-        self._open.clear()
+__all__ = ["detect", "older", "open_native"]
 
 
 def detect(directory: Path, tag: str | None) -> str | None:
-    """The tag, where it has a manifest."""
-    if tag is None:
-        try:
-            tag = (directory / LATEST).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-    elif (directory / tag).is_dir():
-        check_tag(tag)
-    return tag if tag and (directory / tag / MANIFEST).is_file() else None
+    """The tag, where there is a checkpoint of this format under it."""
+    known = complete(directory)
+    if tag is not None:
+        return tag if tag in known else None
+    return newest(directory) if known else None
 
 
-def open_native(directory: Path, tag: str, strict: bool) -> NativeSource:
+def open_native(directory: Path, tag: str, strict: bool) -> CheckpointReader:
     """The checkpoint `tag`.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged; offers the newest of the others.
     """
-    return NativeSource(directory / check_tag(tag), strict=strict)
+    try:
+        return CheckpointReader(find(directory, tag), strict=strict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{older(directory, tag)}") from None
+
+
+def older(directory: Path, tag: str) -> str:
+    """What else could be loaded, to end a message with."""
+    others = [name for name in complete(directory) if name != tag]
+    others.sort(key=lambda name: (complete(directory)[name] / MANIFEST).stat().st_mtime_ns)
+    return f"; an older complete checkpoint is there: load it with tag={others[-1]!r}" if others else ""

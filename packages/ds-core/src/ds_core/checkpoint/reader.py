@@ -1,80 +1,81 @@
-"""Reads a checkpoint by logical tensor names, fetching only the elements asked for."""
+"""Reads a checkpoint of this project's format by logical names, fetching only the elements asked for."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ds_core.checkpoint.files import FORMAT, MANIFEST, VERSION
+from ds_core.checkpoint.boxes import Box, runs, span
+from ds_core.checkpoint.disk import DISK, Disk
+from ds_core.checkpoint.files import MANIFEST
+from ds_core.checkpoint.manifest import Manifest, Piece, Tensor, block_digest, read_manifest
+from ds_core.checkpoint.safetensors_file import DTYPES, TensorFile
+from ds_core.checkpoint.safetensors_file import fill as read_exactly
 from ds_core.errors import CheckpointError
 
-__all__ = ["CheckpointReader"]
+__all__ = ["CheckpointReader", "Damage"]
 
 
-class _Piece(NamedTuple):
-    start: int
-    stop: int
+class Damage(NamedTuple):
+    """A file whose bytes are not those that were written, and what is wrong with it."""
+
     file: str
-    name: str
+    reason: str
 
 
 class CheckpointReader:
-    """An open checkpoint directory. Sizes of all files are checked before anything is read.
+    """An open checkpoint folder, a `ds_core.checkpoint.source.Source`.
+
+    The manifest and the lengths of all files are checked when it is opened, the bytes of the files by `verify`.
 
     Attributes:
-        manifest: the parsed manifest.
+        path: the folder.
         strict: parts should refuse when something of theirs is missing.
+        manifest: what ``manifest.json`` says.
 
     Raises:
-        CheckpointError: the directory is no complete checkpoint.
+        CheckpointError: the folder is no complete checkpoint, or is damaged.
     """
 
-    def __init__(self, path: Path, *, strict: bool = True) -> None:
+    format: str = "ds"
+    _shown: ClassVar[int] = 5
+
+    def __init__(self, path: Path, *, strict: bool = True, disk: Disk = DISK) -> None:
         self.path: Path = path
         self.strict: bool = strict
-        self.manifest: dict[str, Any] = _manifest(path)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[str, list[_Piece]] = {}
-        self._values: dict[str, Any] = {}
-        self._open: dict[str, Any] = {}
-        for name in sorted(self.manifest["files"]):
-            if name.endswith(".json"):
-                self._index(name)
+        self.manifest: Manifest = read_manifest(path, disk)
+        self._disk: Disk = disk
+        self._open: dict[str, TensorFile] = {}
 
-    def _index(self, name: str) -> None:
-        try:
-            index = json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoint file {self.path / name} cannot be read: {error}") from error
-        data = name.removesuffix(".json") + ".safetensors"
-        for tensor, (key, shape, start, stop) in index["fragments"].items():
-            self._shapes[key] = tuple(shape)
-            self._pieces.setdefault(key, []).append(_Piece(start, stop, data, tensor))
-        _merge(self._values, index["values"])
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Of the engine that saved."""
+        return self.manifest.counters
+
+    @property
+    def client_state(self) -> dict[str, Any]:
+        """As it was saved."""
+        return self.manifest.client_state
 
     def keys(self) -> Sequence[str]:
         """Names of all logical tensors."""
-        return list(self._shapes)
+        return list(self.manifest.tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Logical shape of `key`."""
-        return self._shapes[key]
-
-    def value(self, name: str, default: Any = None) -> Any:
-        """A JSON value saved under `name`."""
-        return self._values.get(name, default)
+        return tuple(self._tensor(key).shape)
 
     def dtype(self, key: str) -> torch.dtype:
         """The dtype `key` was saved in."""
-        piece = self._pieces[key][0]
-        dtype: torch.dtype = self._file(piece.file).get_slice(piece.name)[0:0].dtype
-        return dtype
+        return DTYPES[self._tensor(key).dtype]
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """A JSON value saved under `name`."""
+        return self.manifest.values.get(name, default)
 
     def full(self, key: str) -> torch.Tensor:
         """The whole logical tensor in its saved dtype and shape."""
@@ -85,58 +86,93 @@ class CheckpointReader:
     def read(self, key: str, out: torch.Tensor, start: int = 0) -> None:
         """Fills 1-D `out` with elements ``start <= i < start + out.numel()`` of `key`, cast to out's dtype.
 
+        Elements go straight into `out` where it is contiguous, of the saved dtype and in host memory, else through a
+        buffer of 16 MiB.
+
         Raises:
-            CheckpointError: some of these elements are in no file.
+            CheckpointError: the checkpoint does not have them, or a file cannot be read.
         """
-        stop, found = start + out.numel(), 0
-        for piece in self._pieces.get(key, ()):
-            low, high = max(start, piece.start), min(stop, piece.stop)
-            if low >= high:
+        tensor = self._tensor(key)
+        shape, stop = tuple(tensor.shape), start + out.numel()
+        if start < 0 or stop > math.prod(shape):
+            raise CheckpointError(f"elements {start} to {stop} of {key!r} were asked for; it has shape {shape}")
+        for piece in tensor.pieces:
+            first, last = span(shape, piece.box)
+            if first >= stop or last <= start:
                 continue
-            values = self._file(piece.file).get_slice(piece.name)[low - piece.start : high - piece.start]
-            out[low - start : high - start].copy_(values)
-            found += high - low
-        if found != out.numel():
+            for run in runs(shape, piece.box, start, stop):
+                self._file(key, piece, tensor).read(
+                    piece.name, out[run.start - start : run.start - start + run.numel], run.inner
+                )
+
+    def _tensor(self, key: str) -> Tensor:
+        if key not in self.manifest.tensors:
+            raise CheckpointError(f"checkpoint {self.path} holds no tensor {key!r}")
+        return self.manifest.tensors[key]
+
+    def _file(self, key: str, piece: Piece, tensor: Tensor) -> TensorFile:
+        """The open file of a piece, which was compared with what the manifest says of it."""
+        if piece.file not in self._open:
+            self._open[piece.file] = TensorFile(self.path / piece.file, self._disk)
+        file = self._open[piece.file]
+        entry = file.entries.get(piece.name)
+        if entry is None or entry.dtype != DTYPES[tensor.dtype] or entry.shape != tuple(piece.size):
+            found = "is not there" if entry is None else f"is {entry.dtype} of shape {entry.shape}"
             raise CheckpointError(
-                f"checkpoint {self.path} has {found} of elements {start}..{stop} of {key!r}; a file of it is missing"
+                f"checkpoint {self.path} is damaged: the piece {piece.name!r} of {key!r} in {piece.file} {found}"
+            )
+        return file
+
+    # --- checking ---------------------------------------------------------------------------------------------------
+
+    def verify(self, share: int = 0, shares: int = 1) -> None:
+        """Checks the hashes of this share of all blocks.
+
+        Raises:
+            CheckpointError: bytes changed; names the files.
+        """
+        found = dict.fromkeys(damage.file for damage in self.damages(share, shares))
+        if found:
+            raise CheckpointError(
+                f"checkpoint {self.path} is damaged: {', '.join(list(found)[: self._shown])} "
+                f"{'is' if len(found) == 1 else 'are'} not what was written; its bytes do not have the hashes that "
+                f"{MANIFEST} names"
             )
 
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
+    def damages(self, share: int = 0, shares: int = 1) -> Iterator[Damage]:
+        """Every block of this share whose bytes are not those that were written; memory: one block."""
+        size = self.manifest.checksum.block_bytes
+        buffer: memoryview | None = None
+        number = 0
+        for name, file in self.manifest.files.items():
+            mine = [index for index in range(len(file.blocks)) if (number + index) % shares == share]
+            number += len(file.blocks)
+            if not mine:
+                continue
+            buffer = memoryview(bytearray(min(size, file.bytes))) if buffer is None or len(buffer) < size else buffer
             try:
-                self._open[name] = safe_open(self.path / name, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"checkpoint file {self.path / name} cannot be read: {error}") from error
-        return self._open[name]
+                fd = self._disk.open(self.path / name)
+            except OSError as error:
+                yield Damage(name, f"it cannot be read: {error}")
+                continue
+            try:
+                for index in mine:
+                    block = buffer[: min(size, file.bytes - index * size)]
+                    read_exactly(self._disk, fd, block, index * size, self.path / name)
+                    if block_digest(block) != file.blocks[index]:
+                        yield Damage(name, f"block {index} of {len(file.blocks)} was changed")
+            except (OSError, CheckpointError) as error:
+                yield Damage(name, f"it cannot be read: {error}")
+            finally:
+                self._disk.close(fd)
 
+    def pieces(self, key: str) -> Iterator[tuple[Piece, Box]]:
+        """The pieces of a tensor, and where each is."""
+        for piece in self._tensor(key).pieces:
+            yield piece, piece.box
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST} is not the manifest of a {FORMAT}")
-    if manifest["version"] > VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has format version {manifest['version']}, this ds-core reads up to {VERSION}; "
-            "upgrade ds-core"
-        )
-    for name, size in manifest["files"].items():
-        if Path(name).name != name:
-            raise CheckpointError(f"checkpoint {path} names a file outside its folder: {name!r}")
-        actual = (path / name).stat().st_size if (path / name).is_file() else None
-        if actual != size:
-            state = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} {state}")
-    return manifest
-
-
-def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into.setdefault(key, value)
+    def close(self) -> None:
+        """Closes files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()

@@ -67,8 +67,14 @@ def recognize(
     format: str | None = None,
     manager: PluginManager | None = None,
 ) -> Recognized | None:
-    """The most specific format that recognizes `directory`, or None. Arguments and errors as `open_source`."""
+    """The most specific format that recognizes `directory`, or None. Arguments and errors as `open_source`.
+
+    A save of this process into `directory` that is under way is waited for.
+    """
+    from ds_core.checkpoint.background import settle
     from ds_core.plugins import load_ref
+
+    settle(Path(directory))
 
     known = formats(manager)
     if format is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ds_core.checkpoint.stream import NAMES
+from ds_core.checkpoint.safetensors_file import NAMES
 from ds_core.errors import CheckpointError
 
 __all__ = ["BLOCK_BYTES", "TensorEntry", "TensorWriter"]

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ds_core.checkpoint.files import fsync_directory, write_durably
+from ds_core.checkpoint.disk import DISK
+from ds_core.checkpoint.files import write_durably
 from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
 from ds_core.errors import CheckpointError, ConfigError
 
@@ -128,22 +129,22 @@ class WeightFolder:
         index = self.plan.index
         if index is not None:
             self.add(INDEX, (json.dumps(index, indent=2) + "\n").encode())
-        fsync_directory(self._work)
+        DISK.sync_folder(self._work)
         if self.target.is_dir() and any(self.target.iterdir()):
             self._move_in()
         else:
             self._work.replace(self.target)  # also over an empty folder
-        fsync_directory(self.target.parent)
+        DISK.sync_folder(self.target.parent)
 
     def _move_in(self) -> None:
         for path in sorted(self.target.iterdir(), key=lambda path: not path.name.endswith(".index.json")):
             if _STALE.fullmatch(path.name):
                 path.unlink()
-        fsync_directory(self.target)
+        DISK.sync_folder(self.target)
         last = INDEX if self.plan.index is not None else WEIGHTS
         for path in sorted(self._work.iterdir(), key=lambda path: path.name == last):
             path.replace(self.target / path.name)
-        fsync_directory(self.target)
+        DISK.sync_folder(self.target)
         self._work.rmdir()
 
     def abandon(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ds_core import comm
-from ds_core.checkpoint.files import fsync_directory
+from ds_core.checkpoint.disk import DISK
 from ds_core.checkpoint.hf_config import model_files
 from ds_core.checkpoint.source_weights import FLOATS
 from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
@@ -64,7 +64,7 @@ def save_weights(engine: EngineApi, path: Path, *, exclude_frozen: bool = False)
     def commit() -> None:
         file[0].finish()
         temporary.replace(path)
-        fsync_directory(path.parent)
+        DISK.sync_folder(path.parent)
 
     def abandon() -> None:
         for opened in file:

@@ -11,6 +11,7 @@ __all__ = [
     "get_all_ranks_from_group",
     "get_global_rank",
     "get_local_rank",
+    "get_local_world_size",
     "get_rank",
     "get_world_group",
     "get_world_size",
@@ -50,6 +51,11 @@ def get_world_size(group: object = None) -> int:
 def get_local_rank() -> int:
     """This process's number among those on its machine, from LOCAL_RANK (`init_distributed` sets it)."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def get_local_world_size() -> int:
+    """Number of processes on this machine, from LOCAL_WORLD_SIZE; 1 where nothing says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def get_world_group() -> ProcessGroup | None:

@@ -127,8 +127,19 @@ class CheckpointSection(Section):
         Literal["Ignore", "Warn", "Fail"], BeforeValidator(case_insensitive("Ignore", "Warn", "Fail"))
     ] = "Warn"
     """What to do when ranks save under different tags."""
+    asynchronous: bool = True
+    """Return from saving when the state is copied to host memory, and write it while training goes on."""
+    snapshot_limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Host memory a rank may use for that copy, in bytes; what does not fit is written before saving returns. Null:
+    half of the memory that is available to it."""
+    keep_snapshot_memory: bool = True
+    """Keep the memory of the copy for the next save, which is then much shorter."""
+    verify: bool = True
+    """Check the hashes of all bytes before a checkpoint is loaded."""
     keep_last: Annotated[int, Field(ge=1)] | None = None
     """Checkpoints to keep; older complete ones are deleted. All when null."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Keep those as well whose number of steps is a multiple of this. None when null."""
 
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
         "load_universal": f"{_SHARDED}, so there is no universal format to ask for; take it out",
@@ -142,8 +153,7 @@ class CheckpointSection(Section):
             "tensors are written as safetensors, never through torch.save; take it out", idle=(True,)
         ),
         "writer": Refused(
-            "writing is asynchronous without it, and other writers are planned in ds-checkpoint, which is not released"
-            " yet; take it out",
+            "there is one writer, asynchronous (checkpoint.asynchronous) and past the page cache; take it out",
             keys=names("type decoupled io_buffer_size io_buffer_double show_statistics data_parallel io_multiplier"),
         ),
     }

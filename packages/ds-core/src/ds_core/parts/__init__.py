@@ -12,6 +12,7 @@ from ds_core.parts.precision import Precision
 from ds_core.parts.reduction import Reduction
 from ds_core.parts.reporting import Reporting
 from ds_core.parts.residence import Residence
+from ds_core.parts.saving import Saving
 from ds_core.parts.schedule import Schedule
 from ds_core.parts.weights import Weights
 
@@ -27,6 +28,7 @@ __all__ = [
     "Reduction",
     "Reporting",
     "Residence",
+    "Saving",
     "Schedule",
     "Weights",
     "core_parts",
@@ -38,6 +40,7 @@ def core_parts() -> list[Part]:
     reduction, loss_scale, optimizer = Reduction(), LossScale(), OptimizerStep()
     residence = Residence(optimizer)
     return [
+        Saving(),
         residence,
         Clock(),
         Precision(),

@@ -1,9 +1,4 @@
-"""Reads any range of any tensor from a safetensors file or a Hugging Face folder, without reading the rest.
-
-Note [Loaders]: transformers builds a model on the meta device and then sets one real parameter after another; under a
-`Recording`, `on_real_parameter` gets each of them as it is set. What is here is the other way: the model is recorded,
-and each rank reads only its own ranges.
-"""
+"""Reads any range of any tensor from a safetensors file or a Hugging Face folder, without reading the rest."""
 
 from __future__ import annotations
 
@@ -13,34 +8,17 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ds_core.aio.memory import byte_view
+from ds_core.checkpoint.disk import DISK
+from ds_core.checkpoint.safetensors_file import fill, read_header
 from ds_core.errors import CheckpointError, did_you_mean
 
 __all__ = ["SliceReader", "load_safetensors"]
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-}
 _INDEX_NAME = "*.safetensors.index.json"
-_HEADER_LIMIT_BYTES = 100_000_000
 _SHOWN = 5
 
 
@@ -71,10 +49,11 @@ class SliceReader:
                 f"elements {start} to {stop} of {self.name!r} in {self.path} were asked for; it has {self.numel}"
             )
         values = torch.empty(stop - start, dtype=self.dtype)
-        if stop > start:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset_bytes + start * self.dtype.itemsize)
-                _read_into(file, memoryview(values.view(torch.uint8).numpy().data), self.path)
+        fd = DISK.open(self.path, follow=True)
+        try:
+            fill(DISK, fd, byte_view(values), self.offset_bytes + start * self.dtype.itemsize, self.path)
+        finally:
+            DISK.close(fd)
         return values
 
 
@@ -163,41 +142,11 @@ def _indexed(index: Path) -> dict[str, SliceReader]:
 
 
 def _header(path: Path) -> dict[str, SliceReader]:
-    """Readers for the tensors of one file, from its header: 8 bytes of length, then JSON, then the bytes of tensors."""
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size_bytes < 8 or length > min(size_bytes - 8, _HEADER_LIMIT_BYTES):
-            raise CheckpointError(f"{path} is not a whole safetensors file: its header would have {length} bytes")
-        text = file.read(length)
-    try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        return {name: _reader(path, name, entry, 8 + length, size_bytes) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a damaged safetensors header: {error}") from error
-
-
-def _reader(path: Path, name: str, entry: Mapping[str, Any], data_bytes: int, size_bytes: int) -> SliceReader:
-    if entry["dtype"] not in _DTYPES:
-        raise CheckpointError(f"{name!r} in {path} has dtype {entry['dtype']}; known are {', '.join(_DTYPES)}")
-    begin, end = entry["data_offsets"]
-    reader = SliceReader(name, path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), data_bytes + begin)
-    if end - begin != reader.numel * reader.dtype.itemsize or begin < 0:
-        raise CheckpointError(f"{name!r} in {path} has {end - begin} bytes for shape {reader.shape} of {reader.dtype}")
-    if data_bytes + end > size_bytes:
-        raise CheckpointError(f"{path} is cut short: {name!r} ends at byte {data_bytes + end} of {size_bytes}")
-    return reader
-
-
-def _read_into(file: Any, target: memoryview, path: Path) -> None:
-    """Fill `target` from an unbuffered file, which may give less than asked at a time."""
-    done = 0
-    while done < len(target):
-        count = file.readinto(target[done:])
-        if not count:
-            raise CheckpointError(f"{path} ended {len(target) - done} bytes too early")
-        done += count
+    """Readers for the tensors of one file; links are followed, for a hub's cache consists of them."""
+    return {
+        name: SliceReader(name, path, entry.dtype, entry.shape, entry.offset_bytes)
+        for name, entry in read_header(path, follow=True).items()
+    }
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,63 @@
+"""Which checkpoints are kept: the newest few, and every so many steps one for good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ds_core.checkpoint.disk import DISK, Disk
+from ds_core.checkpoint.files import MANIFEST, read_whole
+from ds_core.checkpoint.folder import complete, latest_tag, working_folder
+from ds_core.checkpoint.manifest import LIMIT_BYTES
+
+__all__ = ["Retention", "doomed", "prune"]
+
+
+class Retention(NamedTuple):
+    """The policy.
+
+    Attributes:
+        keep_last: number of newest checkpoints to keep; None: all.
+        keep_every: keep those whose number of steps is a multiple of this as well; None: none.
+    """
+
+    keep_last: int | None = None
+    keep_every: int | None = None
+
+
+def doomed(root: Path, retention: Retention, *, keep: str | None = None) -> list[Path]:
+    """Complete checkpoints the policy does not keep, oldest first; never `keep`, nor the one ``latest`` names."""
+    if retention.keep_last is None:
+        return []
+    found = complete(root)
+    order = sorted(found, key=lambda tag: ((found[tag] / MANIFEST).stat().st_mtime_ns, tag))
+    kept = {*order[-retention.keep_last :], keep, latest_tag(root)}
+    return [found[tag] for tag in order if tag not in kept and not _is_milestone(found[tag], retention.keep_every)]
+
+
+def prune(root: Path, retention: Retention, *, keep: str | None = None, disk: Disk = DISK) -> list[Path]:
+    """Deletes what the policy does not keep; what was deleted.
+
+    Each is renamed first, so that none is ever seen half deleted.
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    gone = doomed(root, retention, keep=keep)
+    for path in gone:
+        hidden = working_folder(root, path.name.lstrip("."), "0", "deleting")
+        disk.remove_folder(hidden)
+        disk.rename(path, hidden)
+        disk.remove_folder(hidden)
+    return gone
+
+
+def _is_milestone(path: Path, every: int | None) -> bool:
+    if every is None:
+        return False
+    try:
+        steps = json.loads(read_whole(path / MANIFEST, LIMIT_BYTES))["counters"]["global_steps"]
+        return bool(steps % every == 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # what cannot be read is not ours to delete
