@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,8 +120,36 @@ class CheckpointApi:
         load_optimizer_states: bool = True,
         load_lr_scheduler_states: bool = True,
         load_module_only: bool = False,
+        custom_load_fn: checkpoint.CustomLoad | None = None,
+        *,
+        rename: checkpoint.Rename | None = None,
+        missing: str | Iterable[str] | None = None,
+        unexpected: str | Iterable[str] | None = None,
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """Loads what any number of ranks saved; call on all ranks. See `ds_core.checkpoint.load`."""
+        """Loads what any number of ranks saved, or refuses and changes nothing; call on all ranks.
+
+        Args:
+            load_dir: where checkpoints were saved.
+            tag: default the one that ``latest`` names.
+            load_module_strict: false: ``missing="keep"`` and ``unexpected="ignore"`` where those are not given.
+            load_optimizer_states: masters, moments, step counts, hyperparameters.
+            load_lr_scheduler_states: the schedule's.
+            load_module_only: weights and buffers alone, no counters either.
+            custom_load_fn: loads the weights instead, called as ``custom_load_fn(src=state_dict, dst=module)`` with
+                full tensors on both sides; it must do the same on all ranks.
+            rename: names of the module to names in the checkpoint, by a mapping or a callable; ``*`` stands for any
+                characters, the same ones on both sides. Holds for weights and optimizer states.
+            missing: which parameters and buffers the checkpoint may lack: ``"error"`` for none, ``"keep"`` for any,
+                ``"frozen"`` for those that are not trained, or names and patterns with ``*``. They stay as they are.
+            unexpected: which the checkpoint may have and the model not: ``"error"`` for none, ``"ignore"`` for any, or
+                names and patterns of the checkpoint's.
+
+        Returns:
+            ``(path, client_state)``, or ``(None, None)`` when `tag` is None and nothing was ever saved there.
+
+        Raises:
+            CheckpointError: on every rank; the checkpoint is absent, damaged, or of another model or optimizer.
+        """
         kinds = {"module", "optimizer", "schedule", "engine"}
         if load_module_only:
             kinds = {"module"}
@@ -130,8 +158,15 @@ class CheckpointApi:
         if not load_lr_scheduler_states:
             kinds.discard("schedule")
         self.wait_for_checkpoint()
-        verify = self.config["checkpoint"].verify
-        return checkpoint.load(self._whole, load_dir, tag, kinds=kinds, strict=load_module_strict, verify=verify)
+        return checkpoint.load(
+            self._whole,
+            load_dir,
+            tag,
+            kinds=kinds,
+            policy=checkpoint.make_policy(rename, missing, unexpected, strict=load_module_strict),
+            custom_load_fn=custom_load_fn,
+            verify=self.config["checkpoint"].verify,
+        )
 
     def save_16bit_model(
         self,

@@ -25,7 +25,7 @@ Messages say what is wrong, the value, what is allowed, and what to change.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AcceleratorError",
@@ -47,6 +47,7 @@ __all__ = [
     "PluginError",
     "UnknownPluginError",
     "did_you_mean",
+    "listed",
     "nearest",
 ]
 
@@ -133,3 +134,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean X?' with a leading space, or an empty string; made to be appended to a message."""
     close = nearest(name, known)
     return f" Did you mean {close!r}?" if close else ""
+
+
+def listed(names: Sequence[str], others: Iterable[str] = (), owner: str = "") -> str:
+    """``'a', 'b' (the checkpoint has 'bb') and 3 more``: the nearest of `others`, which `owner` has."""
+    known, shown = list(others), 6
+
+    def told(name: str) -> str:
+        close = nearest(name, known)
+        return f"{name!r} ({owner} has {close!r})" if close else repr(name)
+
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(told(name) for name in names[:shown]) + more

@@ -132,11 +132,27 @@ class Part:
         """What this part keeps in a checkpoint, as this rank would write it; None keeps nothing."""
         return None
 
-    def load_state(self, reader: StateReader) -> None:
-        """Takes its state back from a checkpoint written by any number of ranks."""
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses a checkpoint that `load_state` could not take. Changes nothing, and does not communicate.
 
-    def weights_replaced(self) -> None:
-        """Called when parameters were loaded without optimizer state; finer copies must be taken anew."""
+        Called on all ranks, for every part that will be loaded before any is.
+
+        Raises:
+            CheckpointError: something is missing, or of another shape or kind.
+        """
+
+    def load_state(self, reader: StateReader) -> None:
+        """Takes its state back from a checkpoint written by any number of ranks. Does not communicate."""
+
+    def state_loaded(self) -> None:
+        """Called on all ranks when the parts of every rank have their state; shares what all ranks must have."""
+
+    def weights_replaced(self, reader: StateReader | None = None) -> None:
+        """Called when parameters were replaced but not optimizer state; finer copies must be taken anew.
+
+        Args:
+            reader: the checkpoint they came from, which may know them more finely.
+        """
 
     def close(self) -> None:
         """Removes hooks and frees buffers. Called once by ``engine.destroy()``."""

@@ -69,16 +69,29 @@ class StatePlan:
 
 
 class StateReader(Protocol):
-    """Reads a checkpoint by logical names, whatever number of ranks wrote it."""
+    """Reads a checkpoint by logical names, whatever number of ranks wrote it.
 
-    strict: bool
-    """False lets parts keep what they have where the checkpoint has nothing."""
+    Parameters and buffers go by the names of the module they are loaded into, whatever the checkpoint calls them.
+    """
+
+    @property
+    def unclaimed(self) -> Sequence[str]:
+        """Names of parameters and buffers that the checkpoint has and the module has not."""
+
+    def may_lack(self, name: str) -> bool:
+        """Whether the checkpoint may lack this parameter or buffer of the module, which then stays as it is."""
+
+    def may_have(self, name: str) -> bool:
+        """Whether the checkpoint may have this parameter or buffer, which nobody takes."""
 
     def keys(self) -> Sequence[str]:
         """Names of all logical tensors."""
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Logical shape of `key`."""
+
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype `key` was saved in."""
 
     def read(self, key: str, out: torch.Tensor, start: int = 0) -> None:
         """Fills 1-D `out` with elements ``start <= i < start + out.numel()`` of `key`, cast to out's dtype."""

@@ -7,7 +7,8 @@ from ds_core.checkpoint.consolidate import (
 )
 from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.folder import complete, latest_tag, newest
-from ds_core.checkpoint.load import load
+from ds_core.checkpoint.load import CustomLoad, load
+from ds_core.checkpoint.policy import LoadPolicy, Rename, make_policy
 from ds_core.checkpoint.reader import CheckpointReader
 from ds_core.checkpoint.retention import Retention, prune
 from ds_core.checkpoint.save import SaveOptions, Saver
@@ -22,6 +23,9 @@ __all__ = [
     "Retention",
     "SaveOptions",
     "Saver",
+    "CustomLoad",
+    "LoadPolicy",
+    "Rename",
     "Source",
     "complete",
     "consolidated_weights",
@@ -32,6 +36,7 @@ __all__ = [
     "load",
     "load_state_dict_from_zero_checkpoint",
     "newest",
+    "make_policy",
     "open_source",
     "prune",
     "save_weights",

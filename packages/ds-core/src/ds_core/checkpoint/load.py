@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from ds_core import comm
 from ds_core.checkpoint.background import settle
 from ds_core.checkpoint.files import LATEST
 from ds_core.checkpoint.native import older
+from ds_core.checkpoint.policy import LoadPolicy
+from ds_core.checkpoint.renamed import Renamed, names_of
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.sources import open_source, recognize
 from ds_core.checkpoint.together import together
@@ -20,22 +23,36 @@ from ds_core.part import overrides
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
 
-__all__ = ["load"]
+__all__ = ["CustomLoad", "load", "restore"]
 
 logger = logging.getLogger(__name__)
 
+STRICT = LoadPolicy()
+
+CustomLoad = Callable[..., Any]
+"""Called with ``src=`` (names to full tensors) and ``dst=`` (the module)."""
+
 
 def load(
-    engine: EngineApi, directory: str | Path, tag: str | None, *, kinds: Set[str], strict: bool, verify: bool = True
+    engine: EngineApi,
+    directory: str | Path,
+    tag: str | None,
+    *,
+    kinds: Set[str],
+    policy: LoadPolicy = STRICT,
+    custom_load_fn: CustomLoad | None = None,
+    verify: bool = True,
 ) -> tuple[str | None, dict[str, Any] | None]:
-    """Restores `engine`. Called on all ranks.
+    """Restores `engine`. Called on all ranks. Nothing is changed unless everything fits on every rank.
 
     Args:
         engine: same model; any number of ranks, any stage.
         directory: where checkpoints were saved.
         tag: default the newest one; see `ds_core.checkpoint.folder.newest`.
         kinds: kinds of state to restore (`Part.state_kind`); counters come with ``engine``.
-        strict: every tensor of the module must be in the checkpoint.
+        policy: names in the checkpoint, and what may be missing or left over.
+        custom_load_fn: loads the weights instead, called with ``src=``, all of the checkpoint's in full, and ``dst=``,
+            the module with its full parameters.
         verify: check the hashes of all bytes first; each rank checks its share.
 
     Returns:
@@ -52,12 +69,13 @@ def load(
             logger.warning("no checkpoint in %s: it has no file %r; nothing was loaded", directory, LATEST)
             return None, None
         readers: list[Source] = []
-        together("open it", root / found, lambda: readers.append(open_source(root, found or None, strict=strict)))
+        opens = functools.partial(open_source, root, found or None, strict=policy.is_strict)
+        together("open it", root / found, lambda: readers.append(opens()))
         reader = readers[0]
         try:
             if verify:
                 together("verify it", reader.path, lambda: _verify(reader, root, found))
-            _restore(engine, reader, kinds)
+            restore(engine, reader, kinds=kinds, policy=policy, custom_load_fn=custom_load_fn)
         finally:
             reader.close()
         comm.barrier()
@@ -88,12 +106,41 @@ def _verify(reader: Source, root: Path, tag: str) -> None:
         raise CheckpointError(f"{error}{older(root, tag)}") from None
 
 
-def _restore(engine: EngineApi, reader: Source, kinds: Set[str]) -> None:
-    for part in engine.parts:
-        if part.state_kind in kinds:
+def restore(
+    engine: EngineApi,
+    source: Source,
+    *,
+    kinds: Set[str],
+    policy: LoadPolicy,
+    custom_load_fn: CustomLoad | None = None,
+) -> None:
+    """Checks that the parts of every rank can take their state, and then lets them. Called on all ranks.
+
+    Raises:
+        CheckpointError: on every rank; nothing was changed if it says so.
+    """
+    reader = Renamed(source, names_of(engine.module), policy)
+    left_out = {"module"} if custom_load_fn is not None else set()
+    parts = [part for part in engine.parts if part.state_kind in kinds - left_out]
+
+    def check() -> None:
+        for part in parts:
+            part.check_state(reader)
+
+    def take() -> None:
+        for part in parts:
             part.load_state(reader)
-    if "optimizer" not in kinds:
+
+    together("take this state, and nothing was changed", source.path, check)
+    together("load its share; the engine is half loaded and must not go on", source.path, take)
+    for share in overrides(parts, "state_loaded"):
+        share()
+    if custom_load_fn is not None and "module" in kinds:
+        run = functools.partial(custom_load_fn, dst=engine.module)
+        with engine.gathered(list(engine.module.parameters())):
+            together("run custom_load_fn", source.path, lambda: run(src=reader.module_state()))
+    if "optimizer" not in kinds or custom_load_fn is not None:
         for follow in overrides(engine.parts, "weights_replaced"):
-            follow()
+            follow(reader)
     if "engine" in kinds:
-        engine.restore_counters({**engine.counters(), **reader.counters})
+        engine.restore_counters({**engine.counters(), **source.counters})

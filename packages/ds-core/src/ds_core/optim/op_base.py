@@ -75,7 +75,7 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
     """What a config calls it, for messages."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], *, fp32_states: bool = True) -> None:
-        self._check_group(defaults)
+        self.check_group(defaults)
         self._fp32_states: bool = fp32_states
         self.journal: Journal = Journal()
         self._opt_called: bool = False
@@ -123,7 +123,7 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
         Raises:
             ConfigError: a hyperparameter is out of range.
         """
-        self._check_group({**self.defaults, **param_group})
+        self.check_group({**self.defaults, **param_group})
         # See Note [Undecorated]: torch's method is wrapped to be skipped by its compiler, and the wrapper imports it.
         undecorated = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
         if undecorated is None:
@@ -131,7 +131,12 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
         else:
             undecorated(self, param_group)
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuses hyperparameters out of range.
+
+        Raises:
+            ConfigError: names the first.
+        """
         for row in self.allowed(group):
             if not row.fits:
                 raise ConfigError(

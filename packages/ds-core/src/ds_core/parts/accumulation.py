@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ds_core.errors import EngineError
+from ds_core.errors import CheckpointError, EngineError
 from ds_core.part import Part, Update
+from ds_core.state import StatePlan, StateReader
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -103,6 +104,24 @@ class Accumulation(Part):
                 "change it right after a boundary step"
             )
         self.steps = batch.accumulation_steps
+
+    def state_plan(self) -> StatePlan | None:
+        """Nothing; and refuses to save half a step.
+
+        Raises:
+            CheckpointError: micro-batches were accumulated that no update has used.
+        """
+        if self.taken:
+            raise CheckpointError(
+                f"{self.taken} of {self.steps} micro-batches of a step were accumulated, and their gradients are in no "
+                "checkpoint: save after a step at the boundary (engine.is_gradient_accumulation_boundary() before it, "
+                "engine.micro_steps a multiple of the accumulation steps after it)"
+            )
+        return None
+
+    def load_state(self, reader: StateReader) -> None:
+        """Begins a step; what was accumulated is forgotten."""
+        self.taken = 0
 
     def after_update(self, update: Update) -> None:
         """Starts a new count."""

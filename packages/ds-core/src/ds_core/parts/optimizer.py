@@ -16,7 +16,8 @@ from ds_core.optim import create, is_elementwise
 from ds_core.optim.flat import FlatUpdate, Segment, SegmentOptimizer, takes_flat
 from ds_core.optim.precision import implied
 from ds_core.part import Part, Update
-from ds_core.parts.optimizer_state import load_optimizer, plan_optimizer
+from ds_core.parts.optimizer_load import check_optimizer, load_optimizer, refine
+from ds_core.parts.optimizer_state import plan_optimizer
 from ds_core.placeholder import placeholder
 from ds_core.placement import Placement
 from ds_core.state import StatePlan, StateReader
@@ -239,6 +240,11 @@ class OptimizerStep(Part):
             return None
         return plan_optimizer(self.optimizer, self.pieces, self.steps, self._space, self.placement)
 
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses the state of another optimizer or of other parameters."""
+        if self.optimizer is not None and self._space is not None:
+            check_optimizer(self.optimizer, self._space, reader)
+
     def load_state(self, reader: StateReader) -> None:
         """Takes states back by parameter name."""
         if self.optimizer is not None:
@@ -264,12 +270,14 @@ class OptimizerStep(Part):
         if met:
             self.placement.visit(met, follow)
 
-    def weights_replaced(self) -> None:
-        """Masters follow the weights that were loaded."""
+    def weights_replaced(self, reader: StateReader | None = None) -> None:
+        """Masters follow the weights that were loaded, and are as fine as the checkpoint where it rounds to them."""
 
         def follow(pieces: Sequence[MasterPiece]) -> None:
             for piece in pieces:
                 piece.master.data.view(-1).copy_(piece.working)
+                if reader is not None and piece.is_finer:
+                    refine(piece, reader)
 
         self.placement.visit([piece for piece in self.pieces if piece.separate], follow)
 

@@ -1,10 +1,8 @@
-"""Optimizer state in a checkpoint: every tensor under its parameter's name, independent of how it was sharded."""
+"""What of an optimizer goes into a checkpoint: every tensor under its parameter's name, however it was sharded."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +13,9 @@ from ds_core.masters import MasterPiece
 from ds_core.optim.lazy import PacksStates
 from ds_core.placement import Placement
 from ds_core.space import UpdateSpace
-from ds_core.state import Deferred, Fragment, StatePlan, StateReader
+from ds_core.state import Deferred, Fragment, StatePlan
 
-__all__ = ["load_optimizer", "plan_optimizer"]
+__all__ = ["MASTER", "plan_optimizer"]
 
 MASTER = "master"
 
@@ -78,95 +76,6 @@ def plan_optimizer(
     return plan
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    pieces: list[MasterPiece],
-    steps: dict[int, list[int]],
-    reader: StateReader,
-    placement: Placement,
-) -> None:
-    """Fills masters and states of this rank's pieces.
-
-    Raises:
-        CheckpointError: the checkpoint has no optimizer, or one of another type.
-    """
-    saved = reader.value("optimizer")
-    if saved is None:
-        raise CheckpointError("the checkpoint holds no optimizer state; pass load_optimizer_states=False to go on")
-    if saved["type"] != type(optimizer).__name__:
-        raise CheckpointError(
-            f"the checkpoint's optimizer is {saved['type']}, this engine's is {type(optimizer).__name__}; "
-            "use the same optimizer, or pass load_optimizer_states=False"
-        )
-    if len(saved["groups"]) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"the checkpoint's optimizer has {len(saved['groups'])} parameter groups, "
-            f"this engine's has {len(optimizer.param_groups)}"
-        )
-    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
-        for key, value in values.items():
-            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
-    scalars: dict[str, dict[str, Any]] = reader.value("optimizer_scalars", {})
-    states: dict[str, list[str]] = {}
-    for key in list(reader.keys()):
-        if key.startswith("optimizer/"):
-            _, state, name = key.split("/", 2)
-            states.setdefault(name, []).append(state)
-
-    def load(pieces: Sequence[MasterPiece]) -> None:
-        for piece in pieces:
-            _load_piece(optimizer, piece, steps, reader, states, scalars)
-
-    placement.visit(pieces, load, fetch=False)
-
-
-def _load_piece(
-    optimizer: torch.optim.Optimizer,
-    piece: MasterPiece,
-    steps: dict[int, list[int]],
-    reader: StateReader,
-    states: dict[str, list[str]],
-    scalars: dict[str, dict[str, Any]],
-) -> None:
-    flat_master = piece.master.data.view(-1)
-    if piece.separate and not any(MASTER in states.get(slot.name, ()) for _, slot, _ in piece.fragments()):
-        flat_master.copy_(piece.working)
-    existing = dict(optimizer.state.get(piece.master, {}))
-    loaded: dict[str, Any] = {}
-    for index, slot, part in piece.fragments():
-        low, high = part.start - piece.span.start, part.stop - piece.span.start
-        for state in states.get(slot.name, ()):
-            key = f"optimizer/{state}/{slot.name}"
-            shape = reader.shape(key)
-            if state == MASTER:
-                if piece.separate:
-                    reader.read(key, flat_master[low:high], part.start - slot.start)
-            elif shape == slot.shape:
-                target = loaded.get(state)
-                if target is None:
-                    like = existing.get(state)
-                    dtype = like.dtype if isinstance(like, torch.Tensor) else piece.master.dtype
-                    dtype = torch.float32 if isinstance(optimizer, PacksStates) else dtype
-                    target = loaded[state] = torch.zeros(piece.master.shape, dtype=dtype, device=piece.master.device)
-                reader.read(key, target.view(-1)[low:high], part.start - slot.start)
-            else:
-                whole = torch.empty(math.prod(shape), dtype=torch.float32, device=piece.master.device)
-                reader.read(key, whole)
-                loaded[state] = whole.view(shape)
-        small = dict(scalars.get(slot.name, {}))
-        steps[id(piece.flat)][index] = int(small.pop("taken", 0))
-        for name, value in small.items():
-            loaded[name] = torch.tensor(value["tensor"], dtype=torch.float32) if isinstance(value, dict) else value
-    if not loaded:
-        return
-    if not isinstance(optimizer, PacksStates):
-        optimizer.state[piece.master] = loaded
-        return
-    for name in [key for key, value in loaded.items() if isinstance(value, torch.Tensor) and value.dim() > 0]:
-        optimizer.pack(piece.master, name, 0, loaded.pop(name).view(-1))
-    optimizer.state[piece.master].update(loaded)
-
-
 def _read(
     optimizer: torch.optim.Optimizer, piece: MasterPiece
 ) -> tuple[dict[str, torch.Tensor | Deferred], dict[str, torch.Tensor], dict[str, Any]]:
@@ -190,7 +99,7 @@ def _split(
     scalars: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, torch.Tensor):
-            if value.shape == piece.master.shape and value.dim() > 0:
+            if value.shape == piece.master.shape and (value.dim() > 0 or key != "step"):
                 tensors[key] = value.detach().reshape(-1)
             elif value.numel() == 1:
                 scalars[key] = {"tensor": value.item()}

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_core import generators
 from ds_core.data import DistributedLoader
+from ds_core.data.state import check_state
 from ds_core.part import Part
 from ds_core.state import Fragment, StatePlan, StateReader
 
@@ -52,29 +54,39 @@ class Position(Part):
         plan = StatePlan()
         if self.loader is not None:
             plan.values["data"] = self.loader.state_dict()
-        for name, state in self._states().items():
-            values = state.reshape(-1)
-            plan.fragments.append(Fragment(f"random/{name}/{self._rank}", (values.numel(),), 0, values.numel(), values))
+        for name, state in generators.collect(self._accelerator).items():
+            plan.fragments.append(Fragment(f"random/{name}/{self._rank}", (state.numel(),), 0, state.numel(), state))
         return plan
 
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses the position in other data.
+
+        Raises:
+            DataError: the order of samples was another one.
+        """
+        state = reader.value("data")
+        if self.loader is not None and state is not None:
+            check_state(state, self.loader.state_dict())
+
     def load_state(self, reader: StateReader) -> None:
-        """Restores the position; random states only where this rank's were saved."""
+        """Restores the position, and random states; a generator without one begins a stream of its own."""
         state = reader.value("data")
         if self.loader is not None and state is not None:
             self.loader.load_state_dict(state)
         known = set(reader.keys())
-        for name, current in self._states().items():
+        unknown = []
+        for name, current in generators.collect(self._accelerator).items():
             key = f"random/{name}/{self._rank}"
             if key in known and reader.shape(key) == (current.numel(),):
-                values = torch.empty(current.numel(), dtype=torch.uint8)
-                reader.read(key, values)
-                if name == "host":
-                    torch.set_rng_state(values)
-                elif self._accelerator is not None:
-                    self._accelerator.set_rng_state(values)
+                generators.restore(name, _bytes(reader, key), self._accelerator)
+            else:
+                unknown.append(name)
+        first = f"random/{generators.HOST}/0"
+        if first in known:
+            generators.seed_anew(unknown, _bytes(reader, first), self._rank, self._accelerator)
 
-    def _states(self) -> dict[str, torch.Tensor]:
-        states = {"host": torch.get_rng_state()}
-        if self._accelerator is not None and self._accelerator.device_type != "cpu":
-            states["device"] = self._accelerator.rng_state().cpu()
-        return states
+
+def _bytes(reader: StateReader, key: str) -> torch.Tensor:
+    values = torch.empty(reader.shape(key)[0], dtype=torch.uint8)
+    reader.read(key, values)
+    return values

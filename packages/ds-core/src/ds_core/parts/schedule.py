@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
-from ds_core.errors import ModelError
+from ds_core.errors import CheckpointError, ModelError
 from ds_core.part import Part, Update
 from ds_core.schedules import create
 from ds_core.state import StatePlan, StateReader
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from ds_core.build import Build
 
 __all__ = ["Schedule"]
+
+logger = logging.getLogger(__name__)
 
 
 class Schedule(Part):
@@ -53,13 +56,29 @@ class Schedule(Part):
         """The schedule's state_dict."""
         if self.scheduler is None:
             return None
-        return StatePlan(values={"lr_scheduler": _plain(self.scheduler.state_dict())})
+        values = {"lr_scheduler": _plain(self.scheduler.state_dict())}
+        return StatePlan(values={**values, "lr_scheduler_type": type(self.scheduler).__name__})
+
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses the state of another schedule.
+
+        Raises:
+            CheckpointError: names both.
+        """
+        own, saved = type(self.scheduler).__name__, reader.value("lr_scheduler_type")
+        if self.scheduler is not None and saved not in (None, own):
+            raise CheckpointError(
+                f"the checkpoint's schedule is {saved}, this engine's is {own}; use the same, or pass "
+                "load_lr_scheduler_states=False"
+            )
 
     def load_state(self, reader: StateReader) -> None:
         """Restores the schedule, where the checkpoint has one."""
         state = reader.value("lr_scheduler")
         if self.scheduler is not None and state is not None:
             self.scheduler.load_state_dict(state)
+        elif self.scheduler is not None:
+            logger.warning("the checkpoint has no learning-rate schedule; this engine's begins anew")
 
 
 def _plain(value: Any) -> Any:

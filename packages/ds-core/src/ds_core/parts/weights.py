@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ds_core import comm
-from ds_core.errors import CheckpointError
+from ds_core.errors import CheckpointError, listed
 from ds_core.layout import Range
 from ds_core.part import Part, Update
 from ds_core.space import ReplicatedSpace, UpdateSpace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
 
 __all__ = ["Weights"]
+
+MODEL = "model/"
 
 logger = logging.getLogger(__name__)
 
@@ -83,50 +86,75 @@ class Weights(Part):
             plan.values["module"] = _names(self._module)
         return plan
 
-    def load_state(self, reader: StateReader) -> None:
-        """Reads every parameter and buffer of the module.
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses other names and other shapes.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor is missing, has another shape, or belongs to nothing here.
         """
-        assert self._module is not None
-        tensors = dict(self._module.named_parameters()) | _untrained(self._module, self._space)
+        tensors = self._tensors()
         known = set(reader.keys())
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+        missing = [name for name in tensors if MODEL + name not in known]
+        refused = [name for name in missing if not reader.may_lack(name)]
+        if refused:
+            raise CheckpointError(self._missing(refused, len(tensors), reader.unclaimed))
+        surplus = [name for name in reader.unclaimed if not reader.may_have(name)]
+        if surplus:
+            raise CheckpointError(
+                f"the checkpoint has {_count(surplus)} that this model has not: "
+                f"{listed(surplus, tensors, 'the model')}; pass rename= where they have other names here, or "
+                "unexpected= with the names to leave out"
+            )
+        shapes = {name: reader.shape(MODEL + name) for name in tensors if MODEL + name in known}
+        wrong = [name for name, shape in shapes.items() if shape != tuple(tensors[name].shape)]
+        if wrong:
+            first = f"{wrong[0]!r} has shape {tuple(tensors[wrong[0]].shape)} here and {shapes[wrong[0]]}"
+            rest = f"; shapes also differ of {listed(wrong[1:])}" if wrong[1:] else ""
+            raise CheckpointError(f"{first} in the checkpoint{rest}")
+
+    def _missing(self, names: list[str], count: int, unclaimed: Sequence[str]) -> str:
+        assert self._module is not None
+        frozen = {name for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
+        text = f"the checkpoint lacks {len(names)} of the model's {count} parameters and buffers: "
+        text += listed(names, unclaimed, "the checkpoint")
+        if frozen.issuperset(names):
+            return (
+                f"{text}; all of them are frozen, and a checkpoint saved with exclude_frozen_parameters has none of "
+                'those: load their weights into the model first, and pass missing="frozen" to keep them'
+            )
+        return f"{text}; pass rename= where they have other names there, or missing= with the names to keep as they are"
+
+    def load_state(self, reader: StateReader) -> None:
+        """Reads every parameter and buffer of the module that the checkpoint has."""
+        self.zero_grad()
+        tensors, known = self._tensors(), set(reader.keys())
         groups = self._space.groups if self._space is not None else []
         mine = {slot.name for flat in groups for slot in flat.layout.slots}
-        missing = [name for name in tensors if f"model/{name}" not in known]
-        if missing and not reader.strict:
-            logger.warning("%d tensors are not in the checkpoint, first %r; they stay", len(missing), missing[0])
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in set(missing)}
-        elif missing:
-            raise CheckpointError(
-                f"the checkpoint lacks {len(missing)} tensors of this model, first {missing[0]!r}; "
-                "it was written by another model, or the module was renamed"
-            )
-        for name, tensor in tensors.items():
-            saved = reader.shape(f"model/{name}")
-            if saved != tuple(tensor.shape):
-                raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)} here and {saved} in the checkpoint")
+        kept = [name for name in tensors if MODEL + name not in known]
+        if kept:
+            logger.info("%d tensors are not in the checkpoint and stay as they are: %s", len(kept), ", ".join(kept))
         with torch.no_grad():
             for flat in groups:
                 for index, part in flat.layout.fragments(flat.values.held()):
                     slot = flat.layout.slots[index]
-                    if slot.name in tensors:
+                    if MODEL + slot.name in known:
                         values = flat.working(part)
-                        reader.read(f"model/{slot.name}", values, part.start - slot.start)
+                        reader.read(_best(reader, known, slot.name, flat.dtype), values, part.start - slot.start)
                         flat.store(part, values)
             for name, tensor in tensors.items():
-                if name in mine:
-                    continue
-                if tensor.is_contiguous():
-                    reader.read(f"model/{name}", tensor.data.view(-1))
-                else:
-                    values = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-                    reader.read(f"model/{name}", values)
-                    tensor.data.copy_(values.view(tensor.shape))
+                if name not in mine and MODEL + name in known:
+                    _read(reader, MODEL + name, tensor)
+
+    def state_loaded(self) -> None:
+        """Shares what is whole on all ranks and was read in parts."""
         if self._space is not None:
             self._space.publish()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All parameters and persistent buffers that have elements."""
+        assert self._module is not None
+        tensors = dict(self._module.named_parameters()) | _untrained(self._module, self._space)
+        return {name: tensor for name, tensor in tensors.items() if tensor.numel()}
 
     def close(self) -> None:
         """Removes gradient hooks and frees buffers."""
@@ -149,6 +177,27 @@ def _names(module: torch.nn.Module) -> dict[str, Any]:
         "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
         "tied": {name: first[id(parameter)] for name, parameter in named if first[id(parameter)] != name},
     }
+
+
+def _best(reader: StateReader, known: Set[str], name: str, dtype: torch.dtype) -> str:
+    """The tensor to read working values from: the master where those saved were rounded to another dtype than ours."""
+    master = f"optimizer/master/{name}"
+    if master in known and reader.dtype(MODEL + name) != dtype and reader.shape(master) == reader.shape(MODEL + name):
+        return master
+    return MODEL + name
+
+
+def _read(reader: StateReader, key: str, tensor: torch.Tensor) -> None:
+    if tensor.is_contiguous():
+        reader.read(key, tensor.data.view(-1))
+        return
+    values = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+    reader.read(key, values)
+    tensor.data.copy_(values.view(tensor.shape))
+
+
+def _count(names: Sequence[str]) -> str:
+    return "a parameter or buffer" if len(names) == 1 else f"{len(names)} parameters and buffers"
 
 
 def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, torch.Tensor]:
