@@ -125,7 +125,7 @@ def test_names_the_model_has_not_are_refused_unless_allowed(tmp_path):
     build(More()).save_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"2 parameters and buffers that this model has not: 'extra.weight'"):
         build().load_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="'extra.bias'"):
+    with pytest.raises(CheckpointError, match=r"'extra\.bias'"):
         build().load_checkpoint(tmp_path, unexpected=["*.weight"])
     for allowed in ({"unexpected": ["extra.*"]}, {"unexpected": "ignore"}, {"load_module_strict": False}):
         assert build().load_checkpoint(tmp_path, **allowed)[0] is not None
@@ -188,7 +188,7 @@ def test_a_layer_that_is_frozen_now_and_was_trained_has_to_be_named(tmp_path):
     trained().save_checkpoint(tmp_path)
     model = Net()
     model.body.requires_grad_(False)
-    with pytest.raises(CheckpointError, match=r"optimizer state of 'body.0.bias', 'body.0.weight'.* this engine does not train"):
+    with pytest.raises(CheckpointError, match=r"state of 'body.0.bias'.* this engine does not train"):
         build(model).load_checkpoint(tmp_path)
     assert build(model).load_checkpoint(tmp_path, unexpected=["body.*"])[0] is not None
 

@@ -102,7 +102,7 @@ class Weights(Part):
         if surplus:
             raise CheckpointError(
                 f"the checkpoint has {_count(surplus)} that this model has not: "
-                f"{listed(surplus, tensors, 'the model')}; pass rename= where they have other names here, or "
+                f"{listed(surplus, missing, 'the model')}; pass rename= where they have other names here, or "
                 "unexpected= with the names to leave out"
             )
         shapes = {name: reader.shape(MODEL + name) for name in tensors if MODEL + name in known}
