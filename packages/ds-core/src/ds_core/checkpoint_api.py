@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ds_core import checkpoint
 from ds_core.part import Part, overrides
+from ds_core.parts.preemption import OnSignal, Preemption
 from ds_core.parts.saving import Saving
+from ds_core.signals import parse_signals
 
 if TYPE_CHECKING:
     import torch
@@ -167,6 +169,32 @@ class CheckpointApi:
             custom_load_fn=custom_load_fn,
             verify=self.config["checkpoint"].verify,
         )
+
+    def save_on_signal(
+        self,
+        folder: str | Path | None,
+        stop: Iterable[str | int] = ("SIGTERM",),
+        go_on: Iterable[str | int] = ("SIGUSR1",),
+        client_state: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Saves when a signal reaches any rank, on all ranks after the same step; takes the place of ``on_signal``.
+
+        Args:
+            folder: the ``save_dir`` of the checkpoints; None gives the signals back.
+            stop: signals after which ``step`` raises `Preempted`.
+            go_on: signals after which training goes on.
+            client_state: called on all ranks when it is time, for what `load_checkpoint` hands back.
+
+        Raises:
+            EngineError: called outside the main thread, where Python cannot handle signals.
+            ConfigError: an unknown signal, or one in both lists.
+            CheckpointError: the folder cannot be made.
+        """
+        part = next(part for part in self.parts if isinstance(part, Preemption))
+        if folder is None:
+            part.watch(None)
+            return
+        part.watch(OnSignal(Path(folder), *parse_signals(stop, go_on), client_state))
 
     def save_16bit_model(
         self,

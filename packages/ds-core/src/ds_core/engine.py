@@ -69,6 +69,7 @@ class Engine(EngineApi):
         self._before_update = overrides(parts, "before_update")
         self._update = overrides(parts, "update")
         self._after_update = overrides(parts, "after_update")
+        self._after_step = overrides(parts, "after_step")
         self._zero_grad = overrides(parts, "zero_grad")
         self._watch = OutputWatch(self._begin_backward, self._end_backward)
 
@@ -126,7 +127,11 @@ class Engine(EngineApi):
         return loss
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
-        """Ends a micro-batch; at the accumulation boundary updates parameters and schedule. Call on all ranks."""
+        """Ends a micro-batch; at the accumulation boundary updates parameters and schedule. Call on all ranks.
+
+        Raises:
+            Preempted: a watched signal asked the job to stop, and its state is saved (`save_on_signal`).
+        """
         for check in self._before_step:
             check()
         self.micro_steps += 1
@@ -151,6 +156,8 @@ class Engine(EngineApi):
         self.global_steps += 1
         self.global_samples = samples
         self._last_update = update
+        for finish in self._after_step:
+            finish(self)
 
     def _begin_backward(self) -> float:
         for run in self._before_backward:

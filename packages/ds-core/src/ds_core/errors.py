@@ -19,13 +19,18 @@
     ├── LaunchError (RuntimeError)          ranks could not be started, or one of them died
     └── DataError (ValueError)              a data set or loader state that cannot be used
 
+`Preempted` (SystemExit) is no error: a signal asked the job to end, and it ended with its state on disk.
+
 Messages say what is wrong, the value, what is allowed, and what to change.
 """
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 __all__ = [
     "AcceleratorError",
@@ -45,6 +50,7 @@ __all__ = [
     "OpError",
     "PluginConflictError",
     "PluginError",
+    "Preempted",
     "UnknownPluginError",
     "did_you_mean",
     "listed",
@@ -122,6 +128,31 @@ class LaunchError(DsError, RuntimeError):
 
 class DataError(DsError, ValueError):
     """A data set or a loader state cannot be used."""
+
+
+class Preempted(SystemExit):
+    """A signal asked the job to end, and its state is on disk: start the job again to go on.
+
+    Raised by ``engine.step()`` on all ranks at the same step. Uncaught it ends the process without a traceback, with
+    exit code 75: ``EX_TEMPFAIL`` of sysexits.h, "try again later", which no other way to end has.
+
+    Attributes:
+        path: the checkpoint.
+        signal: what was received, on any rank.
+    """
+
+    exit_code: ClassVar[int] = 75
+
+    def __init__(self, path: Path, number: signal.Signals) -> None:
+        super().__init__(self.exit_code)
+        self.path: Path = path
+        self.signal: signal.Signals = number
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal.name}, with the state in {self.path}"
+
+    def __reduce__(self) -> tuple[type[Preempted], tuple[Path, signal.Signals]]:
+        return type(self), (self.path, self.signal)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

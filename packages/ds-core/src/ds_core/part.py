@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ds_core.build import Build
     from ds_core.config import Batch
+    from ds_core.engine_api import EngineApi
     from ds_core.state import StatePlan, StateReader
 
 __all__ = ["Part", "Update", "order_parts", "overrides"]
@@ -108,6 +109,9 @@ class Part:
 
     def after_update(self, update: Update) -> None:
         """Publishes results, advances schedules and counters. Called on all ranks, vetoed or not."""
+
+    def after_step(self, engine: EngineApi) -> None:
+        """Called last, when a step is complete: counters are advanced and gradients forgotten. May save, may raise."""
 
     def zero_grad(self) -> None:
         """Forgets accumulated gradients. Called after every update and by ``engine.zero_grad()``."""

@@ -17,7 +17,7 @@ from ds_core.comm.ranks import get_all_ranks_from_group
 from ds_core.comm.state import counter, facts, is_member
 from ds_core.errors import CommError
 
-__all__ = ["agree", "all_gather_object", "broadcast_object_list", "gather_json"]
+__all__ = ["agree", "all_gather_object", "broadcast_object_list", "control_device", "gather_json"]
 
 
 def gather_json(value: Any, group: ProcessGroup | None = None) -> list[Any]:
@@ -29,7 +29,7 @@ def gather_json(value: Any, group: ProcessGroup | None = None) -> list[Any]:
     data = json.dumps(value, separators=(",", ":")).encode()
     if where.group is None:
         return [json.loads(data)]
-    device = _device(where.group)
+    device = control_device(where.group)
     size = torch.tensor([len(data)], dtype=torch.int64, device=device)
     sizes = torch.empty(where.size, dtype=torch.int64, device=device)
     all_gather_into_tensor(sizes, size, where.group)
@@ -104,7 +104,10 @@ def _guarded(op: str, group: ProcessGroup | None, run: Callable[[], Any]) -> Non
         raise failure(op, facts(group), error) from error
 
 
-def _device(group: ProcessGroup) -> torch.device:
-    """A device this group can talk from; the host when it can."""
+def control_device(group: ProcessGroup | None = None) -> torch.device:
+    """A device this group can talk from; the host when it can, or is alone."""
+    group = facts(group).group
+    if group is None:
+        return torch.device("cpu")
     devices = [torch.device(device) for device in group._device_types]
     return next((device for device in devices if device.type == "cpu"), devices[0])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from ds_core.config.catalog import names
 from ds_core.config.section import Refused, Section, case_insensitive
+from ds_core.errors import ConfigError
+from ds_core.signals import parse_signals
 
 if TYPE_CHECKING:
     from ds_core.config.config import Config
@@ -17,6 +20,7 @@ __all__ = [
     "CheckpointSection",
     "CommsLoggerSection",
     "JsonlMonitorSection",
+    "OnSignalSection",
     "OptimizerSection",
     "SchedulerSection",
     "TensorboardSection",
@@ -117,6 +121,17 @@ class TimersSection(Section):
     """The throughput timer."""
 
 
+class OnSignalSection(Section):
+    """Saving when a signal arrives, from a scheduler that is about to end the job or from you."""
+
+    folder: Path | None = None
+    """Where to save; null watches no signal."""
+    stop: list[str] = Field(default_factory=lambda: ["SIGTERM"])
+    """Signals after which all ranks save and stop: the step raises `Preempted`."""
+    go_on: list[str] = Field(default_factory=lambda: ["SIGUSR1"])
+    """Signals after which all ranks save and go on."""
+
+
 _SHARDED = "every checkpoint here is saved in shards that load at any world size, stage and mesh"
 
 
@@ -140,6 +155,15 @@ class CheckpointSection(Section):
     """Checkpoints to keep; older complete ones are deleted. All when null."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
     """Keep those as well whose number of steps is a multiple of this. None when null."""
+    on_signal: OnSignalSection = Field(default_factory=OnSignalSection)
+    """What to save when a signal arrives."""
+
+    def check(self, config: Config) -> Iterable[str]:
+        """Signals exist and do one thing each."""
+        try:
+            parse_signals(self.on_signal.stop, self.on_signal.go_on, "checkpoint.on_signal.")
+        except ConfigError as error:
+            yield str(error)
 
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
         "load_universal": f"{_SHARDED}, so there is no universal format to ask for; take it out",

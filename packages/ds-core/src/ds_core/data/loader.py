@@ -15,6 +15,7 @@ from ds_core.data.state import Position, check_state
 from ds_core.data.stream import RankStream
 from ds_core.data.styles import is_iterable_style_dataset, is_map_style_dataset
 from ds_core.errors import DataError
+from ds_core.signals import ignore_watched_signals
 
 __all__ = ["DistributedLoader", "Style"]
 
@@ -202,6 +203,7 @@ class DistributedLoader:
             "num_workers": self.workers,
             "pin_memory": self.pin_memory and torch.accelerator.is_available(),
             "generator": generator,
+            "worker_init_fn": ignore_watched_signals,
         }
         if self.style is Style.STREAM:
             stream = RankStream(

@@ -1,8 +1,9 @@
-"""torchrun with a rendezvous that listens on loopback only, and with one message for ranks that fail.
+"""torchrun with a rendezvous on loopback only, one message for ranks that fail, and time for ranks to save.
 
 ``python -m ds_core.launch.agent FLAGS -- SCRIPT ARGS...`` takes torchrun's flags; what follows ``--`` never meets its
 parser, which would take a script's ``--nproc`` for an abbreviation of its own. torchrun's own rendezvous listens on
-every interface, also when all ranks are on one machine.
+every interface, also when all ranks are on one machine. SIGTERM, SIGUSR1 and SIGUSR2 are passed on as
+`ds_core.launch.passing` says.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from ds_core.errors import Preempted
 from ds_core.launch.base import REPORT_VARIABLE
 from ds_core.launch.orphan import end_with_parent
-from ds_core.launch.outcome import RankFailure, first_failure, write_failures
+from ds_core.launch.outcome import RankFailure, first_failure, was_preempted, write_failures
+from ds_core.launch.passing import Passing
 
 __all__ = ["LoopbackRendezvous", "main"]
 
@@ -95,7 +98,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
 
 def main(words: list[str]) -> int:
-    """Run torchrun; the exit code of the first rank that failed, 128 + n for signal n."""
+    """Run torchrun; the exit code of the first rank that failed, 128 + n for signal n, 75 for `Preempted` ranks."""
     end_with_parent()
     for name in list(logging.root.manager.loggerDict):  # the launching process tells the story, once
         if name.startswith("torch.distributed"):
@@ -108,6 +111,13 @@ def main(words: list[str]) -> int:
     keeps_logs = arguments.log_dir is not None
     if not keeps_logs:
         arguments.log_dir = os.environ.get("DS_LAUNCH_SCRATCH")
+
+    def are_preempted() -> bool:
+        return _are_preempted(Path(arguments.log_dir), arguments.rdzv_id, int(arguments.nproc_per_node))
+
+    if Path("/proc/self/stat").exists():
+        arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+        Passing(float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")), are_preempted).install()
     try:
         torchrun.run(arguments)
     except ChildFailedError as error:
@@ -115,8 +125,17 @@ def main(words: list[str]) -> int:
         failures = tuple(_failure(rank, failure, logs) for rank, failure in error.failures.items())
         return _report(failures)
     except SignalException as stopped:
-        return 128 + int(stopped.sigval)
-    return 0
+        return Preempted.exit_code if are_preempted() else 128 + int(stopped.sigval)
+    return Preempted.exit_code if are_preempted() else 0
+
+
+def _are_preempted(folder: Path, run_id: str, ranks: int) -> bool:
+    """Whether every local rank of the last attempt left word that it saved and stopped."""
+    words: dict[str, list[bool]] = {}
+    for path in folder.glob(f"{run_id}_*/attempt_*/*/error.json"):
+        words.setdefault(path.parts[-3], []).append(was_preempted(path))
+    last = max(words, key=lambda name: int(name.removeprefix("attempt_")), default=None)
+    return last is not None and words[last] == [True] * ranks
 
 
 def _logs(folder: Path, run_id: str) -> dict[int, str]:

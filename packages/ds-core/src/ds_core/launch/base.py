@@ -15,12 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import ClassVar
 
-from ds_core.errors import LaunchError
+from ds_core.errors import LaunchError, Preempted
+from ds_core.launch.listening import listens
 from ds_core.launch.outcome import RanksFailedError, explain_exit, read_failures
 from ds_core.launch.spec import LaunchSpec
 
 __all__ = ["REPORT_VARIABLE", "Launcher"]
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 REPORT_VARIABLE = "DS_LAUNCH_REPORT"
 """Names the file in which the agent leaves the ranks' failures for `Launcher.run`."""
 
@@ -51,10 +54,11 @@ class Launcher(ABC):
         """The whole environment of the command, made from `environ`."""
 
     def run(self, spec: LaunchSpec) -> None:
-        """Start the ranks and wait for them. SIGINT and SIGTERM are passed on; a second one ends the ranks at once.
+        """Start the ranks and wait for them. Signals are passed on; a second SIGINT ends the ranks at once.
 
         Raises:
-            RanksFailedError: a rank failed, or the job was interrupted; it has the exit code.
+            RanksFailedError: a rank failed, or the job was interrupted; it has the exit code. That is 75 when the ranks
+                saved their state and stopped (`Preempted`).
             LaunchError: the job could not be started.
         """
         self.check(spec)
@@ -65,6 +69,8 @@ class Launcher(ABC):
             environ.setdefault("DS_LAUNCH_SCRATCH", folder)
             code, received = _supervise(self.command(spec), environ)
             failures = read_failures(report)
+        if code == Preempted.exit_code and not failures:
+            raise RanksFailedError("the ranks saved their state and stopped; start the job again to go on", code)
         if received is not None:
             name = signal.Signals(received).name
             raise RanksFailedError(f"stopped by {name}; the ranks have ended", 128 + received, failures)
@@ -77,22 +83,33 @@ class Launcher(ABC):
 
 
 def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int | None]:
-    """Run the command in a session of its own; its exit code, and the signal this process received meanwhile."""
+    """Run the command in a session of its own; its exit code, and the signal that was to end it meanwhile."""
     received: list[int] = []
     started: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
+        name, is_first = signal.Signals(number).name, not received
         received.append(number)
         for process in started:
-            if process.poll() is None:
-                if len(received) == 1:
-                    sys.stderr.write(f"ds run: {signal.Signals(number).name}: waiting for the ranks to end\n")
-                    process.send_signal(number)
-                else:
-                    process.kill()  # the ranks notice that their parent is gone and end within a second
+            if process.poll() is not None:
+                continue
+            if is_first:
+                sys.stderr.write(f"ds run: {name}: waiting for the ranks to end\n")
+                process.send_signal(number)
+            elif number == signal.SIGTERM:  # schedulers send several, and the ranks may be saving
+                sys.stderr.write("ds run: SIGTERM again: still waiting for the ranks; SIGINT ends them at once\n")
+            else:
+                process.kill()  # the ranks notice that their parent is gone and end soon
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for process in started:
+            if listens(process.pid, number):
+                process.send_signal(number)
+            else:
+                sys.stderr.write(f"ds run: {signal.Signals(number).name} came before there were ranks: not passed on\n")
 
     # Before the start: a signal that we were started with ignored (a shell's `&`) would stay ignored in the agent.
-    with _handling(forward):
+    with _handling(ENDING, forward), _handling(PASSED_ON, pass_on):
         try:
             # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, not from both sides.
             process = subprocess.Popen(list(command), env=dict(environ), start_new_session=True)
@@ -106,11 +123,10 @@ def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int,
 
 
 @contextmanager
-def _handling(handler: signal.Handlers | object) -> Iterator[None]:
+def _handling(numbers: Sequence[signal.Signals], handler: signal.Handlers | object) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
     try:
         yield

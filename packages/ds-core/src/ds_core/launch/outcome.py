@@ -11,7 +11,15 @@ from typing import Any
 
 from ds_core.errors import LaunchError
 
-__all__ = ["RankFailure", "RanksFailedError", "explain_exit", "first_failure", "read_failures", "write_failures"]
+__all__ = [
+    "RankFailure",
+    "RanksFailedError",
+    "explain_exit",
+    "first_failure",
+    "read_failures",
+    "was_preempted",
+    "write_failures",
+]
 
 _SIGNAL_HINTS = {
     signal.SIGKILL: "killed from outside, usually because the machine ran out of memory: see `dmesg`, lower the batch "
@@ -64,6 +72,15 @@ class RanksFailedError(LaunchError):
         lines.append(f"  log: {first.log}" if first.log else f"  log: {hint}")
         code = first.exit_code if first.exit_code >= 0 else 128 - first.exit_code
         return cls("\n".join(lines), code, failures)
+
+
+def was_preempted(path: Path) -> bool:
+    """Whether the word that a rank left in this file says that it saved and stopped, as it was asked to."""
+    try:
+        message = json.loads(path.read_text(encoding="utf-8"))["message"]
+        return bool(message["extraInfo"]["preempted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def first_failure(failures: tuple[RankFailure, ...]) -> RankFailure:

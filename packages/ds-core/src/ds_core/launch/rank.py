@@ -25,8 +25,9 @@ import traceback
 import types
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from ds_core.errors import Preempted
 from ds_core.launch.bind import bind
 from ds_core.launch.orphan import end_with_parent
 
@@ -49,6 +50,9 @@ def main(words: list[str]) -> None:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
             _run_file(target)
+    except Preempted as stop:
+        # Not a failure: torchrun must neither stop the ranks that are a moment behind nor start them again.
+        _leave(0 if _leave_word(str(stop), "", preempted=True) else stop.exit_code)
     except SystemExit as stop:
         if stop.code not in (None, 0):
             _leave_word(f"the script called sys.exit({stop.code!r})", "")
@@ -95,16 +99,20 @@ def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
     return here if here is not None else trace
 
 
-def _leave_word(error: str, trace: str) -> None:
+def _leave_word(error: str, trace: str, *, preempted: bool = False) -> bool:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
-        return
+        return False
     now_s = time.time()
-    info = {"py_callstack": trace, "timestamp": str(int(now_s)), "time_s": repr(now_s)}
+    info: dict[str, Any] = {"py_callstack": trace, "timestamp": str(int(now_s)), "time_s": repr(now_s)}
+    if preempted:
+        info["preempted"] = True
     try:
         Path(path).write_text(json.dumps({"message": {"message": error, "extraInfo": info}}), encoding="utf-8")
     except OSError as problem:
         sys.stderr.write(f"ds run: cannot write {path}: {problem}\n")
+        return False
+    return True
 
 
 if __name__ == "__main__":

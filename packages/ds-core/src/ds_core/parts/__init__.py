@@ -9,6 +9,7 @@ from ds_core.parts.loss_scale import LossScale
 from ds_core.parts.optimizer import OptimizerStep
 from ds_core.parts.position import Position
 from ds_core.parts.precision import Precision
+from ds_core.parts.preemption import Preemption
 from ds_core.parts.reduction import Reduction
 from ds_core.parts.reporting import Reporting
 from ds_core.parts.residence import Residence
@@ -25,6 +26,7 @@ __all__ = [
     "OptimizerStep",
     "Position",
     "Precision",
+    "Preemption",
     "Reduction",
     "Reporting",
     "Residence",
@@ -54,4 +56,5 @@ def core_parts() -> list[Part]:
         Inspection(reduction, loss_scale, optimizer, residence),
         Schedule(),
         Reporting(),
+        Preemption(),
     ]
