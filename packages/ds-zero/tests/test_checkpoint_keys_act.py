@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ import torch
 from torch import nn
 
 import ds_core
+from ds_core.checkpoint import latest_tag
 from ds_core.checkpoint.manifest import BLOCK_BYTES
 from ds_core.config import Facts, load, resolve
-from ds_core.errors import CheckpointError
+from ds_core.errors import CheckpointError, Preempted
 from ds_core.testing import run_ranks
 
 
@@ -112,6 +115,18 @@ def verify(tmp_path: Path) -> None:
     build(verify=False).load_checkpoint(tmp_path)
 
 
+def on_signal(tmp_path: Path) -> None:
+    engine = build(on_signal={"folder": str(tmp_path / "saved"), "stop": ["SIGUSR2"], "go_on": ["SIGHUP"]})
+    os.kill(os.getpid(), signal.SIGHUP)
+    save(engine, tmp_path / "other", "t")
+    assert latest_tag(tmp_path / "saved") == "global_step1"
+    os.kill(os.getpid(), signal.SIGUSR2)
+    with pytest.raises(Preempted):
+        save(engine, tmp_path / "other", "u")
+    assert latest_tag(tmp_path / "saved") == "global_step2"
+    engine.destroy()
+
+
 OBSERVED = {
     "checkpoint.tag_validation": tag_validation,
     "checkpoint.asynchronous": asynchronous,
@@ -120,6 +135,9 @@ OBSERVED = {
     "checkpoint.verify": verify,
     "checkpoint.keep_last": keep_last,
     "checkpoint.keep_every": keep_every,
+    "checkpoint.on_signal.folder": on_signal,
+    "checkpoint.on_signal.stop": on_signal,
+    "checkpoint.on_signal.go_on": on_signal,
 }
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ from torch import nn
 
 import ds_core
 from ds_core.config import Facts, load, resolve
-from ds_core.errors import AcceleratorError, BatchSizeError, ConfigError, Preempted
+from ds_core.errors import AcceleratorError, BatchSizeError, ConfigError
 from ds_core.testing import run_ranks
 
 
@@ -329,19 +327,6 @@ def optimizer(tmp_path: Path) -> None:
     changes_weights("optimizer", {"type": "AdamW", "params": {"lr": 1.0}})
 
 
-def on_signal(tmp_path: Path) -> None:
-    section = {"folder": str(tmp_path), "stop": ["SIGUSR2"], "go_on": ["SIGHUP"]}
-    engine = build(checkpoint={"on_signal": section})
-    os.kill(os.getpid(), signal.SIGHUP)
-    train(engine, 2)
-    assert (tmp_path / "latest").read_text() == "global_step1"
-    os.kill(os.getpid(), signal.SIGUSR2)
-    with pytest.raises(Preempted):
-        train(engine, 2)
-    engine.destroy()
-    assert (tmp_path / "latest").read_text() == "global_step3"
-
-
 def ranked(changes: dict, kind: str) -> object:
     """Runs on each rank: what the wire saw, or the weights."""
     from ds_core import comm
@@ -554,9 +539,6 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
     "bf16.bf16_master_weights_and_grads": masters("bf16", "bf16_master_weights_and_grads"),
     "bf16.bf16_optimizer_states": bf16_optimizer_states,
     "bf16.stochastic_rounding": stochastic_rounding,
-    "checkpoint.on_signal.folder": on_signal,
-    "checkpoint.on_signal.stop": on_signal,
-    "checkpoint.on_signal.go_on": on_signal,
     "comms_logger.enabled": comms_logger,
     "comms_logger.verbose": comms_logger,
     "comms_logger.prof_all": comms_logger,

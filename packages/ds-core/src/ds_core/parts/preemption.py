@@ -21,7 +21,7 @@ import torch
 from ds_core import comm
 from ds_core.checkpoint.together import together
 from ds_core.comm.objects import control_device
-from ds_core.errors import Preempted
+from ds_core.errors import CheckpointError, Preempted
 from ds_core.part import Part, Update
 from ds_core.signals import SignalWatch, parse_signals
 
@@ -126,9 +126,13 @@ class Preemption(Part):
         path = policy.folder / tag
         if comm.get_rank() == 0:
             logger.warning("%s: saving %s", number.name, path)
+        try:
+            engine.wait_for_checkpoint()
+        except CheckpointError as error:
+            logger.error("%s: an earlier save had failed: %s", number.name, error)  # this one is tried all the same
         state = policy.client_state() if policy.client_state is not None else {}
         engine.save_checkpoint(policy.folder, tag=tag, client_state=state)
-        getattr(engine, "wait_for_checkpoint", lambda: None)()
+        engine.wait_for_checkpoint()
         if comm.get_rank() == 0:
             logger.warning("%s: saved %s; %s", number.name, path, "stopping" if stops else "going on")
         if not stops:
