@@ -88,6 +88,9 @@ def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
 @hookimpl
 def ds_commands() -> Iterable[CommandEntry]:
     return [
+        CommandEntry(
+            "checkpoint", "ds_core.cli.checkpoint:app", "List, check, convert, compare and delete checkpoints."
+        ),
         CommandEntry("config", "ds_core.cli.config:app", "Check a config file, say where each value comes from."),
         CommandEntry("io", "ds_core.cli.io:app", "Measure a disk as offload uses it, find its best settings."),
         CommandEntry("ops", "ds_core.cli.ops:command", "List the ops by device, native or reference."),

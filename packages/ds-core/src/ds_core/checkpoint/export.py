@@ -14,7 +14,7 @@ from ds_core.checkpoint.source_weights import FLOATS, read_blocks, weights_of
 from ds_core.checkpoint.tensor_writer import TensorEntry
 from ds_core.checkpoint.weight_folder import FolderPlan, WeightFolder, parse_size, plan_folder
 
-__all__ = ["export_weights"]
+__all__ = ["export_weights", "exported_bytes"]
 
 
 def export_weights(
@@ -64,3 +64,9 @@ def export_weights(
         folder.abandon()
         raise
     return plan
+
+
+def exported_bytes(source: Source, dtype: torch.dtype | None, *, exclude_frozen: bool = False) -> int:
+    """What `export_weights` will tell of in all."""
+    weights = weights_of(source, dtype, exclude_frozen=exclude_frozen)
+    return sum(weight.numel * weight.dtype.itemsize for weight in weights)

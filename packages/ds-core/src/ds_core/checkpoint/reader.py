@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,10 +44,10 @@ class CheckpointReader:
     format: str = "ds"
     _shown: ClassVar[int] = 5
 
-    def __init__(self, path: Path, *, strict: bool = True, disk: Disk = DISK) -> None:
+    def __init__(self, path: Path, *, strict: bool = True, disk: Disk = DISK, check_files: bool = True) -> None:
         self.path: Path = path
         self.strict: bool = strict
-        self.manifest: Manifest = read_manifest(path, disk)
+        self.manifest: Manifest = read_manifest(path, disk, check_files=check_files)
         self._disk: Disk = disk
         self._open: dict[str, TensorFile] = {}
 
@@ -139,8 +139,15 @@ class CheckpointReader:
                 f"{MANIFEST} names"
             )
 
-    def damages(self, share: int = 0, shares: int = 1) -> Iterator[Damage]:
-        """Every block of this share whose bytes are not those that were written; memory: one block."""
+    def damages(
+        self, share: int = 0, shares: int = 1, told: Callable[[int], Any] = lambda nbytes: None
+    ) -> Iterator[Damage]:
+        """Every block of this share whose bytes are not those that were written; memory: one block.
+
+        Args:
+            share, shares: which of how many shares.
+            told: gets the bytes that were looked at, block by block.
+        """
         size = self.manifest.checksum.block_bytes
         buffer: memoryview | None = None
         number = 0
@@ -156,11 +163,15 @@ class CheckpointReader:
                 yield Damage(name, f"it cannot be read: {error}")
                 continue
             try:
+                if self._disk.length(fd) != file.bytes:
+                    yield Damage(name, f"it has {self._disk.length(fd)} bytes instead of {file.bytes}")
+                    continue
                 for index in mine:
                     block = buffer[: min(size, file.bytes - index * size)]
                     read_exactly(self._disk, fd, block, index * size, self.path / name)
                     if block_digest(block) != file.blocks[index]:
                         yield Damage(name, f"block {index} of {len(file.blocks)} was changed")
+                    told(len(block))
             except (OSError, CheckpointError) as error:
                 yield Damage(name, f"it cannot be read: {error}")
             finally:
