@@ -153,6 +153,10 @@ class UpdateSpace(abc.ABC):
     def publish(self) -> None:
         """Makes every rank's working parameters equal to what their owners computed."""
 
+    def publish_all(self) -> None:
+        """As `publish`, for values that were loaded: frozen ones too."""
+        self.publish()
+
     def sum_over_ranks(self, value: float, flags: Sequence[Sequence[bool]]) -> tuple[float, list[list[bool]]]:
         """Adds one number of every rank, in rank order, and tells which flags any rank set.
 

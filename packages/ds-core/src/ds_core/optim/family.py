@@ -13,7 +13,7 @@ import torch
 
 from ds_core.errors import CheckpointError, ConfigError
 
-__all__ = ["check_family", "hyperparameters"]
+__all__ = ["check_family", "family", "hyperparameters"]
 
 HERE_ONLY = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 """Which code runs, and not what it computes; that is this engine's business."""
@@ -43,10 +43,11 @@ def check_family(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> 
     """
     own, theirs = type(optimizer).__name__, saved["type"]
     groups: Sequence[Mapping[str, Any]] = saved["groups"]
-    if theirs is not None and _family(theirs, groups) != _family(own, optimizer.param_groups):
+    rules = saved.get("family") or (theirs and _rule(theirs, groups)), family(optimizer)
+    if theirs is not None and rules[0] != rules[1]:
         raise CheckpointError(
-            f"the checkpoint's optimizer is {_told(theirs, groups)}, this engine's is "
-            f"{_told(own, optimizer.param_groups)}; use the same optimizer, or pass load_optimizer_states=False"
+            f"the checkpoint's optimizer is {_told(theirs, rules[0])}, this engine's is {_told(own, rules[1])}; "
+            "use the same optimizer, or pass load_optimizer_states=False"
         )
     if len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
@@ -83,15 +84,21 @@ def _check_ranges(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) ->
         optimizer.check_group(group)
 
 
-def _family(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
-    bare = name.removeprefix("Op").removesuffix("8bit")
-    if bare not in ("Adam", "AdamW"):
-        return bare
+def family(optimizer: torch.optim.Optimizer) -> str:
+    """The name of the update rule, as torch's class for it is called."""
+    from ds_core.optim.op_base import OpOptimizer
+
+    name = optimizer.config_name if isinstance(optimizer, OpOptimizer) else type(optimizer).__name__
+    return _rule(name, optimizer.param_groups)
+
+
+def _rule(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
+    if name not in ("Adam", "AdamW"):
+        return name
     first = groups[0] if groups else {}
-    flag = next((bool(first[key]) for key in DECOUPLED if key in first), bare == "AdamW" or name != bare)
+    flag = next((bool(first[key]) for key in DECOUPLED if key in first), name == "AdamW")
     return "AdamW" if flag else "Adam"
 
 
-def _told(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
-    family = _family(name, groups)
-    return name if family == name else f"{name} ({family})"
+def _told(name: str, rule: str) -> str:
+    return name if rule == name else f"{name} ({rule})"

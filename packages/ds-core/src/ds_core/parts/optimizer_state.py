@@ -10,6 +10,7 @@ import torch
 from ds_core.errors import CheckpointError
 from ds_core.layout import intersect
 from ds_core.masters import MasterPiece
+from ds_core.optim.family import family
 from ds_core.optim.lazy import PacksStates
 from ds_core.placement import Placement
 from ds_core.space import UpdateSpace
@@ -70,6 +71,7 @@ def plan_optimizer(
                 plan.fragments.append(Fragment(name, tuple(values.shape), 0, flat.numel(), flat))
     plan.values["optimizer"] = {
         "type": type(optimizer).__name__,
+        "family": family(optimizer),
         "groups": [{k: v for k, v in g.items() if k != "params" and _is_json(v)} for g in optimizer.param_groups],
     }
     plan.values["optimizer_scalars"] = scalars

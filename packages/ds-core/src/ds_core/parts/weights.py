@@ -148,7 +148,7 @@ class Weights(Part):
     def state_loaded(self) -> None:
         """Shares what is whole on all ranks and was read in parts."""
         if self._space is not None:
-            self._space.publish()
+            self._space.publish_all()
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All parameters and persistent buffers that have elements."""

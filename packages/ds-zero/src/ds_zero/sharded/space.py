@@ -100,9 +100,16 @@ class PartitionedSpace(ShardedSpace):
 
     def publish(self) -> None:
         """Gathers what stays whole; the rest is gathered when it is used."""
+        self._share_wholes(self.flats)
+
+    def publish_all(self) -> None:
+        """Gathers what stays whole, frozen or not."""
+        self._share_wholes(self.groups)
+
+    def _share_wholes(self, groups: Sequence[FlatGroup]) -> None:
         if self.ranks > 1:
             with comm.scope("parameters"):
-                for flat in self.flats:
+                for flat in groups:
                     values: ShardedValues = flat.values  # type: ignore[assignment]
                     values.gather_whole(self.share)
 
