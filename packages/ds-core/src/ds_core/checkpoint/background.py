@@ -19,7 +19,7 @@ from ds_core.checkpoint.commit import Header, commit
 from ds_core.checkpoint.disk import Disk
 from ds_core.checkpoint.files import MANIFEST, data_name, read_whole, write_durably
 from ds_core.checkpoint.folder import working_folder
-from ds_core.checkpoint.liveness import Watch, alive
+from ds_core.checkpoint.liveness import Watch, alive, alive_name
 from ds_core.checkpoint.retention import Retention, prune
 from ds_core.checkpoint.share import Share, Written, note_name, persist, read_note, write_note
 from ds_core.errors import CheckpointError
@@ -204,6 +204,7 @@ class Pending:
             reason = read_whole(path, 1 << 20).decode(errors="replace")
         except OSError:
             return
+        reason = reason or "it could not be written; that rank's own error and log say why"
         told = reason if str(self.job.final) in reason else f"{self.job.final}: rank {rank}: {reason}"
         raise CheckpointError(told)
 
@@ -212,8 +213,12 @@ class Pending:
         job = self.job
         with contextlib.suppress(OSError):
             job.disk.remove(job.work / data_name(job.rank))
-        with contextlib.suppress(OSError):
-            write_durably(job.work / failed_name(job.rank), reason.encode(), job.disk)
+        failed = job.work / failed_name(job.rank)
+        try:
+            write_durably(failed, reason.encode(), job.disk)
+        except OSError:  # a full disk still renames
+            with contextlib.suppress(OSError):
+                job.disk.rename(job.work / alive_name(job.rank), failed)
 
     def _prune(self) -> None:
         """The checkpoint is safe by now: what cannot be deleted is only told."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -91,11 +91,12 @@ class BlockSink:
         data = values.view(torch.uint8) if values.numel() else values.new_empty(0, dtype=torch.uint8)
         done = 0
         while done < data.numel():
-            if self._current is None:
-                self._current = self._take()
+            current = self._current
+            if current is None:
+                current = self._current = self._take()
                 self._used = 0
             count = min(data.numel() - done, BLOCK_BYTES - self._used)
-            self._current[self._used : self._used + count].copy_(data[done : done + count])
+            current[self._used : self._used + count].copy_(data[done : done + count])
             done += count
             self._used += count
             if self._used == BLOCK_BYTES:
@@ -115,8 +116,9 @@ class BlockSink:
                 self._change.wait()
 
     def _pass_on(self) -> None:
-        assert self._current is not None
         with self._change:
+            if self._current is None:  # the writer gave up meanwhile
+                raise SinkClosedError
             self._ready.append(Block(self._current, self._used))
             self._current = None
             self._change.notify_all()
@@ -135,9 +137,12 @@ class BlockSink:
             self._is_aborted = True
             while self._ready:
                 self._pool.give(self._ready.popleft().memory)
+            if self._current is not None:
+                self._pool.give(self._current)
+                self._current = None
             self._change.notify_all()
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Generator[Block, None, None]:
         """The blocks in order, once all are there or the pool has no more; each goes back when the next is asked for.
 
         Raises:

@@ -6,8 +6,9 @@ collective runs beside training, and a rank that fails or dies holds nobody up f
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def fill(sink: BlockSink, share: Share, planner: SavePlanner) -> None:
     sink.close()
 
 
-def persist(path: Path, blocks: Iterable[Block], share: Share, disk: Disk) -> list[str]:
+def persist(path: Path, blocks: Generator[Block, None, None], share: Share, disk: Disk) -> list[str]:
     """Writes the blocks of a file and makes them durable; their hashes.
 
     Raises:
@@ -95,12 +96,13 @@ def persist(path: Path, blocks: Iterable[Block], share: Share, disk: Disk) -> li
     try:
         digests: list[str] = []
         offset = 0
-        for block in blocks:
-            view = byte_view(block.memory)
-            digests.append(block_digest(view[: block.used_bytes]))
-            whole = -(-block.used_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            write_all(disk, fd, view[:whole], offset)
-            offset += block.used_bytes
+        with contextlib.closing(blocks):  # an error keeps this frame alive, and with it a block, unless it is closed
+            for block in blocks:
+                view = byte_view(block.memory)
+                digests.append(block_digest(view[: block.used_bytes]))
+                whole = -(-block.used_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+                write_all(disk, fd, view[:whole], offset)
+                offset += block.used_bytes
         if share.file_bytes % ALIGNMENT_BYTES:
             disk.truncate(fd, share.file_bytes)
         disk.sync(fd)
