@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint import open_source
+from ds_core.checkpoint import Disk, open_source
 from ds_core.checkpoint.consolidate import (
     convert_zero_checkpoint_to_fp32_state_dict,
     get_fp32_state_dict_from_zero_checkpoint,
@@ -208,6 +209,60 @@ def test_an_interrupted_export_leaves_nothing_and_harms_nothing(tmp_path):
         export_weights(Broken(), out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (out / "model.safetensors").read_text() == "the last one"
+
+
+class Crashing(Disk):
+    """Stops working at its n-th change of a name."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def rename(self, source, target):
+        self._count()
+        super().rename(source, target)
+
+    def remove(self, path):
+        if path.exists():
+            self._count()
+        super().remove(path)
+
+    def remove_folder(self, path):
+        if self.left > 0:  # after a crash nobody cleans up
+            super().remove_folder(path)
+
+    def _count(self):
+        self.left -= 1
+        if self.left <= 0:
+            raise OSError("crashed")
+
+
+def test_whatever_a_crash_leaves_is_the_old_weights_the_new_ones_or_none(tmp_path):
+    class Small(Counting):
+        value_of = 1.0
+
+        def shape(self, key):
+            return (3, 4)
+
+        def read(self, key, out, start=0):
+            out.fill_(self.value_of)
+
+    ends = set()
+    for at in range(1, 12):
+        out = tmp_path / str(at)
+        export_weights(Small(), out, max_shard_size=50)
+        source = Small()
+        source.value_of = 2.0
+        with contextlib.suppress(OSError):
+            export_weights(source, out, max_shard_size=50, disk=Crashing(at))
+        index = out / "model.safetensors.index.json"
+        if not index.exists():
+            ends.add("none")
+            continue
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        found = {float(tensor.mean()) for file in files for tensor in load_file(out / file).values()}
+        assert found in ({1.0}, {2.0})
+        ends.add(found.pop())
+    assert ends == {1.0, 2.0, "none"}
 
 
 def test_frozen_is_not_guessed(tmp_path):

@@ -112,6 +112,14 @@ def test_an_empty_folder_and_none_at_all(ds, tmp_path):
     assert "is not there" in err
 
 
+def test_one_checkpoint_is_listed_alone_and_not_pruned(ds, folder):
+    out = ds("ls", folder / "global_step2")[1]
+    assert [line.split()[0] for line in out.splitlines()] == ["tag", "global_step2"]
+    code, _, err = ds("prune", folder / "global_step2", "--keep-last", 1)
+    assert code == 2
+    assert "is one checkpoint" in err
+
+
 # --- show ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ds_core
+from ds_core.checkpoint import Disk, export_folder, save_weights
 from ds_core.errors import CheckpointError, ConfigError
 from ds_core.testing import run_ranks
 
@@ -245,27 +246,49 @@ def test_a_failure_to_write_is_raised_on_all_ranks(tmp_path):
         assert "rank 0 could not begin to write the weights" in message
 
 
-def _disk_fills_up(folder: str) -> str:
-    from ds_core.checkpoint.tensor_writer import TensorWriter
+class Full(Disk):
+    """Has room for so many bytes in all."""
 
-    class Full(TensorWriter):
-        def put(self, name, values, start=0):
-            if name == "blocks.3.weight":
-                raise OSError(28, "No space left on device")
-            super().put(name, values, start)
+    def __init__(self, room_bytes: int) -> None:
+        self.left = room_bytes
 
-    import ds_core.checkpoint.weights as weights
+    def write(self, fd, view, offset):
+        count = super().write(fd, view, offset)
+        self.left -= count
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return count
 
-    weights.TensorWriter = Full
+
+def _disk_fills_up(folder: str) -> list[str]:
     engine = build(Tied())
-    with pytest.raises(CheckpointError) as caught:
-        engine.save_16bit_model(folder)
-    weights.TensorWriter = TensorWriter
+    messages = []
+    for act in (save_weights, export_folder):
+        with pytest.raises(CheckpointError) as caught:
+            act(engine, Path(folder) / "new" / "model.safetensors", disk=Full(25_000))
+        messages.append(str(caught.value))
     assert engine.save_16bit_model(folder, "again.safetensors")
-    return str(caught.value)
+    return messages
 
 
 def test_a_disk_that_fills_up_hangs_no_rank_and_leaves_no_file(tmp_path):
-    for message in run_ranks(_disk_fills_up, 2, str(tmp_path)):
-        assert "rank 0 could not write the weights: [Errno 28]" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["again.safetensors"]
+    for messages in run_ranks(_disk_fills_up, 2, str(tmp_path)):
+        assert all("rank 0 could not write the weights: [Errno 28]" in message for message in messages)
+    assert not list((tmp_path / "new").iterdir())
+    assert (tmp_path / "again.safetensors").is_file()
+
+
+def _room_for_nothing(folder: str) -> str:
+    class None_(Disk):
+        def free_bytes(self, path):
+            return 0
+
+    with pytest.raises(CheckpointError) as caught:
+        export_folder(build(Tied()), Path(folder) / "out", disk=None_())
+    return str(caught.value)
+
+
+def test_room_is_asked_for_first(tmp_path):
+    for message in run_ranks(_room_for_nothing, 2, str(tmp_path)):
+        assert "has room for 0 bytes" in message
+    assert not list(tmp_path.iterdir())

@@ -72,8 +72,8 @@ class Catalog:
         return asdict(self)
 
 
-def catalog(root: Path) -> Catalog:
-    """What `root` holds; nothing of the tensors is read.
+def catalog(root: Path, only: str | None = None) -> Catalog:
+    """What `root` holds, or the checkpoint `only` of it; nothing of the tensors is read.
 
     Raises:
         CheckpointError: it is no folder.
@@ -85,12 +85,13 @@ def catalog(root: Path) -> Catalog:
     if whole is not None and whole.tag == "":
         size, when = folder_bytes(root), _changed(root)
         return Catalog([Listed("", whole.format, COMPLETE, True, None, when, size, None)], [])
-    found = [_listed(root, tag, path, latest) for tag, path in tags(root).items()]
+    found = [_listed(root, tag, path, latest) for tag, path in tags(root).items() if only in (None, tag)]
     found.sort(key=lambda row: (row.created, row.tag))
     now = time.time()
     remains = [
         Remains(left.path.name, left.tag, left.state, folder_bytes(left.path), max(0.0, now - _last_change(left.path)))
         for left in leftovers(root)
+        if only is None
     ]
     return Catalog(found, remains, problem)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -69,6 +69,14 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; infinite and undefined differences, for which JSON has no numbers, as text."""
+        told = {**asdict(self), "equal": not self}
+        for tensor in told["tensors"]:
+            if tensor["max_abs"] is not None and not math.isfinite(tensor["max_abs"]):
+                tensor["max_abs"] = str(tensor["max_abs"])
+        return told
 
 
 def compare(

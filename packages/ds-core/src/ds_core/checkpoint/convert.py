@@ -23,6 +23,7 @@ from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.files import check_tag, data_name, to_json, write_durably
 from ds_core.checkpoint.folder import OWNER, owner, tags, working_folder
 from ds_core.checkpoint.planner import EnginePlanner
+from ds_core.checkpoint.room import check_room
 from ds_core.checkpoint.share import Share, Written, fill, lay_out, persist
 from ds_core.checkpoint.source import Source
 from ds_core.errors import CheckpointError
@@ -56,7 +57,7 @@ def write_source(
         disk: operations on files.
 
     Raises:
-        CheckpointError: the tag is taken or no name, the source cannot be read, or holds what the format cannot.
+        CheckpointError: the tag is taken or no name, the disk has no room, or the source cannot be read.
         OSError: the disk refused something; nothing that was there before is gone.
     """
     if check_tag(tag) in tags(root) and not overwrite:
@@ -74,6 +75,7 @@ def write_source(
     to_json(header.client_state, "client_state")
     planner = EnginePlanner(list(_fragments(source, told)))
     share = lay_out(planner.create_local_plan())
+    check_room(root, share.file_bytes, disk)
     work = working_folder(root, tag, header.identity)
     disk.make_folder(work)
     try:

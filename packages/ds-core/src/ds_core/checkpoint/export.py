@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.hf_config import copied_files
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.source_weights import FLOATS, read_blocks, weights_of
@@ -26,6 +27,7 @@ def export_weights(
     exclude_frozen: bool = False,
     config_from: Path | None = None,
     told: Callable[[int], Any] = lambda nbytes: None,
+    disk: Disk = DISK,
 ) -> FolderPlan:
     """Writes safetensors, one file or shards with an index, that transformers loads; what was written.
 
@@ -39,6 +41,7 @@ def export_weights(
         exclude_frozen: leave out parameters that were not trained.
         config_from: a folder of the model, whose configuration and tokenizer are copied.
         told: gets the bytes written, block by block.
+        disk: operations on files.
 
     Raises:
         CheckpointError: nothing to export, or a file cannot be read.
@@ -48,7 +51,7 @@ def export_weights(
     plan = plan_folder([TensorEntry(w.name, w.dtype, w.shape) for w in weights], parse_size(max_shard_size))
     written = {w.dtype for w in weights if w.dtype in FLOATS}
     files = {} if config_from is None else copied_files(config_from, written.pop() if len(written) == 1 else dtype)
-    folder = WeightFolder(directory, plan)
+    folder = WeightFolder(directory, plan, disk)
     try:
         for weight in weights:
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ds_core.aio.memory import byte_view
+from ds_core.checkpoint.disk import DISK, Disk
+from ds_core.checkpoint.files import write_all
 from ds_core.checkpoint.safetensors_file import NAMES
 from ds_core.errors import CheckpointError
 
@@ -50,8 +52,15 @@ class TensorWriter:
         CheckpointError: a dtype the format has no name for.
     """
 
-    def __init__(self, path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entries: Sequence[TensorEntry],
+        metadata: Mapping[str, str] | None = None,
+        disk: Disk = DISK,
+    ) -> None:
         self.path: Path = path
+        self._disk: Disk = disk
         self._places: dict[str, tuple[TensorEntry, int]] = {}
         self._left_bytes: int = 0
         self._handle: int | None = None
@@ -91,9 +100,10 @@ class TensorWriter:
             )
         step = max(1, BLOCK_BYTES // max(entry.dtype.itemsize, flat.dtype.itemsize))
         place = len(self._header) + offset + start * entry.dtype.itemsize
-        for part in flat.split(step):
+        for part in flat.split(step) if flat.numel() else ():
             block = part.to(device="cpu", dtype=entry.dtype).contiguous()
-            place = _write_all(self._open(), block.view(torch.uint8).numpy().data, place)
+            write_all(self._disk, self._open(), byte_view(block), place)
+            place += block.nbytes
         self._left_bytes -= flat.numel() * entry.dtype.itemsize
         if self._left_bytes == 0:
             self.finish()
@@ -109,27 +119,19 @@ class TensorWriter:
         if self._left_bytes:
             raise CheckpointError(f"{self.path} lacks {self._left_bytes} bytes of its tensors")
         handle = self._open()
-        os.fsync(handle)
+        self._disk.sync(handle)
         self._is_done = True
         self.close()
 
     def close(self) -> None:
         """Closes the file, whole or not."""
         if self._handle is not None:
-            os.close(self._handle)
+            self._disk.close(self._handle)
             self._handle = None
 
     def _open(self) -> int:
         if self._handle is None:
-            self._handle = os.open(self.path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-            _write_all(self._handle, memoryview(self._header), 0)
+            self._disk.remove(self.path)
+            self._handle = self._disk.create(self.path)
+            write_all(self._disk, self._handle, memoryview(self._header), 0)
         return self._handle
-
-
-def _write_all(handle: int, data: Any, place: int) -> int:
-    """Writes all of `data` at `place`; returns the place behind it."""
-    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-    while view:
-        count = os.pwrite(handle, view, place)
-        view, place = view[count:], place + count
-    return place

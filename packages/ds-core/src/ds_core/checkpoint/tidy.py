@@ -47,11 +47,13 @@ def tidy(
         disk: operations on files.
 
     Raises:
-        CheckpointError: `root` is no folder, its ``latest`` is damaged, or the newest checkpoint is.
+        CheckpointError: `root` is no folder of checkpoints, its ``latest`` is damaged, or the newest checkpoint is.
         OSError: something cannot be deleted.
     """
     if not root.is_dir():
         raise CheckpointError(f"{root} is {'not a folder' if root.exists() else 'not there'}; name one of checkpoints")
+    if (root / MANIFEST).is_file():
+        raise CheckpointError(f"{root} is one checkpoint; name the folder that holds it")
     done = Tidied([], [], {}, 0)
     freed_bytes = 0
     if remove_leftovers:

@@ -1,7 +1,7 @@
 """A folder of weights as Hugging Face lays it out: one safetensors file, or shards with an index, and small files.
 
 Note [A folder that is never half new]
-    Everything is written and synced in a folder beside the target, ``.<name>.<nonce>.writing``. Where the target is
+    Everything is written and synced in a folder beside the target, ``.<name>.<nonce>.exporting``. Where the target is
     absent or empty, one rename makes all of it appear. Where it has files, those that name weights are deleted first,
     then the new ones are moved in, the index (or the only weights file) last: a crash between leaves a folder in which
     loaders find no weights, never one with weights of two times.
@@ -9,22 +9,23 @@ Note [A folder that is never half new]
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ds_core.checkpoint.disk import DISK
+from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.files import write_durably
+from ds_core.checkpoint.room import check_room
 from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
 from ds_core.errors import CheckpointError, ConfigError
 
-__all__ = ["FolderPlan", "WeightFolder", "parse_size", "plan_folder"]
+__all__ = ["FolderPlan", "WeightFile", "WeightFolder", "parse_size", "plan_folder"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,28 +87,67 @@ def plan_folder(entries: Sequence[TensorEntry], max_shard_bytes: int) -> FolderP
     return FolderPlan(named, total_bytes)
 
 
+class WeightFile:
+    """One file of weights being written, under a temporary name beside `target` until it is whole and durable.
+
+    Raises:
+        CheckpointError: a dtype that safetensors cannot hold, or the disk has no room.
+    """
+
+    def __init__(self, target: Path, entries: Sequence[TensorEntry], disk: Disk = DISK) -> None:
+        self.target: Path = target
+        self._disk: Disk = disk
+        self._work: Path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.exporting")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_room(target.parent, sum(entry.nbytes for entry in entries), disk)
+        self._writer = TensorWriter(self._work, entries, {"format": "pt"}, disk)
+
+    def put(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        """See `TensorWriter.put`."""
+        self._writer.put(name, values, start)
+
+    def commit(self) -> None:
+        """Makes the file appear, in place of one of its name.
+
+        Raises:
+            CheckpointError: a tensor was not written whole.
+        """
+        self._writer.finish()
+        self._disk.rename(self._work, self.target)
+        self._disk.sync_folder(self.target.parent)
+
+    def abandon(self) -> None:
+        """Deletes what was written. Harmless after `commit`."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            self._disk.remove(self._work)
+
+
 class WeightFolder:
     """A folder of weights being written; see Note [A folder that is never half new].
 
     Args:
         target: where it will be.
         plan: its weights.
+        disk: operations on files.
 
     Raises:
-        CheckpointError: `target` is a file.
+        CheckpointError: `target` is a file, or the disk has no room.
     """
 
-    def __init__(self, target: Path, plan: FolderPlan) -> None:
+    def __init__(self, target: Path, plan: FolderPlan, disk: Disk = DISK) -> None:
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file; name a folder to write weights to")
-        self.target: Path = target
+        self.target: Path = target.resolve()
         self.plan: FolderPlan = plan
-        self._work: Path = target.parent / f".{target.name}.{secrets.token_hex(4)}.writing"
-        self._work.mkdir(parents=True)
+        self._disk: Disk = disk
+        check_room(target, plan.total_bytes, disk)
+        self._work: Path = self.target.parent / f".{self.target.name}.{secrets.token_hex(4)}.exporting"
+        disk.make_folder(self._work)
         self._files: dict[str, TensorWriter] = {}
         """The file of each tensor."""
         for name, entries in plan.files.items():
-            file = TensorWriter(self._work / name, entries, {"format": "pt"})
+            file = TensorWriter(self._work / name, entries, {"format": "pt"}, disk)
             self._files.update((entry.name, file) for entry in entries)
 
     def put(self, name: str, values: torch.Tensor, start: int = 0) -> None:
@@ -116,7 +156,7 @@ class WeightFolder:
 
     def add(self, name: str, content: bytes) -> None:
         """A small file beside the weights."""
-        write_durably(self._work / name, content)
+        write_durably(self._work / name, content, self._disk)
 
     def commit(self) -> None:
         """Makes the folder appear. Afterwards this object is of no use.
@@ -129,29 +169,32 @@ class WeightFolder:
         index = self.plan.index
         if index is not None:
             self.add(INDEX, (json.dumps(index, indent=2) + "\n").encode())
-        DISK.sync_folder(self._work)
+        self._disk.sync_folder(self._work)
         if self.target.is_dir() and any(self.target.iterdir()):
             self._move_in()
         else:
-            self._work.replace(self.target)  # also over an empty folder
-        DISK.sync_folder(self.target.parent)
+            self._disk.rename(self._work, self.target)  # also over an empty folder
+        self._disk.sync_folder(self.target.parent)
 
     def _move_in(self) -> None:
-        for path in sorted(self.target.iterdir(), key=lambda path: not path.name.endswith(".index.json")):
-            if _STALE.fullmatch(path.name):
-                path.unlink()
-        DISK.sync_folder(self.target)
+        stale = [path for path in self.target.iterdir() if _STALE.fullmatch(path.name)]
+        for path in sorted(stale, key=lambda path: not path.name.endswith(".index.json")):
+            self._disk.remove(path)
+        self._disk.sync_folder(self.target)
         last = INDEX if self.plan.index is not None else WEIGHTS
         for path in sorted(self._work.iterdir(), key=lambda path: path.name == last):
-            path.replace(self.target / path.name)
-        DISK.sync_folder(self.target)
-        self._work.rmdir()
+            if path.name == last:
+                self._disk.sync_folder(self.target)
+            self._disk.rename(path, self.target / path.name)
+        self._disk.sync_folder(self.target)
+        self._disk.remove_folder(self._work)
 
     def abandon(self) -> None:
         """Deletes what was written. Harmless after `commit`."""
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._disk.remove_folder(self._work)
 
 
 def parse_size(size: int | str, setting: str = "max_shard_size") -> int:

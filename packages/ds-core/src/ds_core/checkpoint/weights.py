@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from ds_core import comm
-from ds_core.checkpoint.disk import DISK
+from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.hf_config import model_files
 from ds_core.checkpoint.source_weights import FLOATS
-from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
+from ds_core.checkpoint.tensor_writer import TensorEntry
 from ds_core.checkpoint.together import together
-from ds_core.checkpoint.weight_folder import WeightFolder, parse_size, plan_folder
+from ds_core.checkpoint.weight_folder import WeightFile, WeightFolder, parse_size, plan_folder
 from ds_core.errors import CheckpointError, DsError
 from ds_core.fragments import safe_get_full_fp32_param
 
@@ -40,7 +40,20 @@ class _Group(NamedTuple):
     buffers: dict[str, torch.Tensor]
 
 
-def save_weights(engine: EngineApi, path: Path, *, exclude_frozen: bool = False) -> bool:
+class _Target(Protocol):
+    """Weights being written on the first rank."""
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Writes a tensor."""
+
+    def commit(self) -> None:
+        """Makes everything appear."""
+
+    def abandon(self) -> None:
+        """Leaves nothing."""
+
+
+def save_weights(engine: EngineApi, path: Path, *, exclude_frozen: bool = False, disk: Disk = DISK) -> bool:
     """Writes every parameter and persistent buffer in the module's dtype, as one safetensors file of the first rank.
 
     Called on all ranks. Parameters that share one tensor are written under the first of their names.
@@ -54,24 +67,7 @@ def save_weights(engine: EngineApi, path: Path, *, exclude_frozen: bool = False)
             "written, since loading them can run code; pass save_filename='model.safetensors'"
         )
     groups = _groups(engine, exclude_frozen)
-    temporary = path.with_name(f".{path.name}.tmp")
-    file: list[TensorWriter] = []
-
-    def begin() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file.append(TensorWriter(temporary, _entries(groups, None), {"format": "pt"}))
-
-    def commit() -> None:
-        file[0].finish()
-        temporary.replace(path)
-        DISK.sync_folder(path.parent)
-
-    def abandon() -> None:
-        for opened in file:
-            opened.close()
-        temporary.unlink(missing_ok=True)
-
-    _write(engine, groups, path, begin, lambda name, values: file[0].put(name, values), commit, abandon)
+    _write(engine, groups, path, lambda: WeightFile(path, _entries(groups, None), disk), None)
     return True
 
 
@@ -82,6 +78,7 @@ def export_folder(
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
     exclude_frozen: bool = False,
+    disk: Disk = DISK,
 ) -> None:
     """Writes a Hugging Face folder from the first rank; see `ds_core.checkpoint.weight_folder`. Called on all ranks.
 
@@ -91,6 +88,7 @@ def export_folder(
         max_shard_size: bytes, or a size such as "5GB".
         dtype: of floating-point tensors; None keeps the module's. Another than a parameter's own is made of its master.
         exclude_frozen: leave out parameters that are not trained.
+        disk: operations on files.
 
     Raises:
         CheckpointError: the first rank could not write; on all ranks.
@@ -100,21 +98,19 @@ def export_folder(
         raise CheckpointError(f"dtype must be one of {', '.join(map(str, FLOATS))} or None, got {dtype}")
     groups = _groups(engine, exclude_frozen)
     plan = plan_folder(_entries(groups, dtype), parse_size(max_shard_size))
-    folder: list[WeightFolder] = []
 
-    def begin() -> None:
-        folder.append(WeightFolder(directory, plan))
-        for name, content in model_files(engine.module, dtype).items():
-            folder[0].add(name, content)
+    def begin() -> WeightFolder:
+        files = model_files(engine.module, dtype)
+        folder = WeightFolder(directory, plan, disk)
+        try:
+            for name, content in files.items():
+                folder.add(name, content)
+        except BaseException:
+            folder.abandon()
+            raise
+        return folder
 
-    def commit() -> None:
-        folder[0].commit()
-
-    def abandon() -> None:
-        for opened in folder:
-            opened.abandon()
-
-    _write(engine, groups, directory, begin, lambda n, v: folder[0].put(n, v), commit, abandon, dtype=dtype)
+    _write(engine, groups, directory, begin, dtype)
     logger.info("weights written to %s", directory)
 
 
@@ -147,37 +143,34 @@ def _write(
     engine: EngineApi,
     groups: Sequence[_Group],
     where: Path,
-    begin: Callable[[], None],
-    put: Callable[[str, torch.Tensor], None],
-    commit: Callable[[], None],
-    abandon: Callable[[], None],
-    *,
-    dtype: torch.dtype | None = None,
+    begin: Callable[[], _Target],
+    dtype: torch.dtype | None,
 ) -> None:
-    """Begin, put every tensor and commit on the first rank, while all gather. See Note [What is in memory]."""
+    """Begins, puts every tensor and commits on the first rank, while all gather. See Note [What is in memory]."""
     is_first = comm.get_rank() == 0
+    target: list[_Target] = []
     failure: list[Exception] = []
 
     def attempt(name: str, values: torch.Tensor) -> None:
         if failure:
             return
         try:
-            put(name, values)
+            target[0].put(name, values)
         except (OSError, DsError, RuntimeError) as error:
             failure.append(error)
 
     def end() -> None:
         if failure:
             raise failure[0]
-        commit()
+        target[0].commit()
 
     try:
-        together("begin to write the weights", where, begin if is_first else lambda: None)
+        together("begin to write the weights", where, (lambda: target.append(begin())) if is_first else lambda: None)
         _visit(engine, groups, attempt if is_first else _ignore, dtype)
         together("write the weights", where, end if is_first else lambda: None)
     except BaseException:
-        if is_first:
-            abandon()
+        for opened in target:
+            opened.abandon()
         raise
 
 

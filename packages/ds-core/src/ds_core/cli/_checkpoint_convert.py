@@ -134,8 +134,6 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints of any formats: tensors, counters, values. With --tensors nothing but those."""
-    from dataclasses import asdict
-
     from ds_core.checkpoint.catalog import split_tag
     from ds_core.checkpoint.compare import common_bytes, compare
     from ds_core.checkpoint.sources import open_source
@@ -152,7 +150,7 @@ def diff(
     finally:
         one.close()
     if as_json:
-        write_json({**asdict(found), "equal": not found})
+        write_json(found.to_dict())
     else:
         write_difference(found)
     if found:

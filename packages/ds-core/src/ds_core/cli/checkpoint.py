@@ -39,10 +39,10 @@ app.command()(diff)
 @app.command("ls")
 def list_checkpoints(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """List the checkpoints in DIR, of whatever format, and what interrupted saves left behind."""
-    from ds_core.checkpoint.catalog import catalog
+    from ds_core.checkpoint.catalog import catalog, split_tag
     from ds_core.cli._checkpoint_text import write_catalog
 
-    found = catalog(folder)
+    found = catalog(*split_tag(folder, None))
     if as_json:
         write_json(found.to_dict())
     else:
