@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint import Disk, open_source
+from ds_core.checkpoint import Disk, get_fp32_state_dict_from_zero_checkpoint, open_source
 from ds_core.checkpoint import convert as module
 from ds_core.checkpoint.compare import compare
 from ds_core.checkpoint.convert import source_bytes, write_source
+from ds_core.checkpoint.export import export_weights
 from ds_core.cli import main
 from ds_core.errors import CheckpointError
 
@@ -195,7 +196,8 @@ class Full(Disk):
         return super().write(fd, view, offset)
 
 
-def test_a_failed_import_leaves_nothing(tmp_path):
+def test_a_failed_import_leaves_nothing_and_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCKS", 1)
     with pytest.raises(OSError, match="No space left"):
         write_source(Large(), tmp_path, "t", disk=Full())
     assert list(tmp_path.iterdir()) == []
@@ -209,3 +211,24 @@ def test_a_failed_import_leaves_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="a file is missing"):
         write_source(Broken(), tmp_path, "t")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parameter_of_two_names_comes_in_and_goes_out_once(tmp_path):
+    class Tied(Large):
+        def keys(self):
+            return ["model/embed", "model/head"]
+
+        def shape(self, key):
+            return (3, 4)
+
+        def value(self, name, default=None):
+            return {"frozen": [], "tied": {"head": "embed"}} if name == "module" else default
+
+    write_source(Tied(), tmp_path, "t")
+    found = open_source(tmp_path)
+    assert list(found.keys()) == ["model/embed"]
+    assert found.value("module")["tied"] == {"head": "embed"}
+    export_weights(Tied(), tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == {"embed"}
+    whole = get_fp32_state_dict_from_zero_checkpoint(tmp_path)
+    assert whole["head"] is whole["embed"]

@@ -26,6 +26,7 @@ from ds_core.checkpoint.planner import EnginePlanner
 from ds_core.checkpoint.room import check_room
 from ds_core.checkpoint.share import Share, Written, fill, lay_out, persist
 from ds_core.checkpoint.source import Source
+from ds_core.checkpoint.source_weights import tied_names
 from ds_core.errors import CheckpointError
 from ds_core.state import Deferred, Fragment
 
@@ -112,7 +113,7 @@ def _stream(path: Path, share: Share, planner: EnginePlanner, disk: Disk) -> lis
 
 def _fragments(source: Source, told: Callable[[int], Any]) -> Iterator[Fragment]:
     """Every tensor in pieces that are loaded when they are written."""
-    for key in source.keys():  # noqa: SIM118
+    for key in _keys(source):
         shape, dtype = source.shape(key), source.dtype(key)
         numel = math.prod(shape)
         row = numel // shape[0] if shape and shape[0] else 1
@@ -131,5 +132,12 @@ def _fragments(source: Source, told: Callable[[int], Any]) -> Iterator[Fragment]
 
 def source_bytes(source: Source) -> int:
     """What `write_source` will tell of in all."""
-    keys = source.keys()
-    return sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys)
+    return sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in _keys(source))
+
+
+def _keys(source: Source) -> list[str]:
+    """All tensors, but further names of one that is there under its first."""
+    known = set(source.keys())
+    tied = tied_names(source)
+    doubled = {f"model/{alias}" for alias, name in tied.items() if f"model/{name}" in known}
+    return [key for key in source.keys() if key not in doubled]  # noqa: SIM118

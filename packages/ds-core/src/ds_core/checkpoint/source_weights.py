@@ -47,6 +47,8 @@ def weights_of(
 ) -> list[Weight]:
     """The weights in a checkpoint, in its order; see Note [Which copy]. Reads no elements.
 
+    A parameter of several names is there once, under the one that `tied_names` tells.
+
     Args:
         source: the checkpoint.
         dtype: of floating-point tensors; by name for a mapping, which may leave some out; None keeps the saved one.
@@ -61,6 +63,7 @@ def weights_of(
     if not names:
         raise CheckpointError(f"{source.path} ({source.format}) holds no weights: no tensor's name begins with {MODEL}")
     left_out = _frozen(source) if exclude_frozen else frozenset()
+    left_out |= {alias for alias, name in tied_names(source).items() if MODEL + name in keys}
     found = []
     for name in names:
         if name in left_out:
@@ -77,7 +80,7 @@ def weights_of(
 
 
 def tied_names(source: Source) -> dict[str, str]:
-    """Further names of parameters that have several: name to the one the checkpoint has it under."""
+    """Further names of parameters that have several: name to the one that counts. The source may have it under both."""
     return {str(alias): str(name) for alias, name in _module(source).get("tied", {}).items()}
 
 
