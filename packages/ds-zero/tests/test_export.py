@@ -292,3 +292,36 @@ def test_room_is_asked_for_first(tmp_path):
     for message in run_ranks(_room_for_nothing, 2, str(tmp_path)):
         assert "has room for 0 bytes" in message
     assert not list(tmp_path.iterdir())
+
+
+def _bytes_of(folder: str, stage: int, zero: dict) -> None:
+    engine = build(Tied(), stage=stage, bf16={"enabled": True}, zero=zero)
+    for _ in range(2):
+        engine.backward(engine(torch.linspace(-1, 1, 80).view(2, 40).bfloat16()))
+        engine.step()
+    engine.save_16bit_model(folder)
+    engine.export_hf(Path(folder) / "fp32", dtype=torch.float32)
+    engine.destroy()
+
+
+def test_stages_and_offload_write_the_same_values(tmp_path):
+    (tmp_path / "nvme").mkdir()
+    files = {"device": "nvme", "nvme_path": str(tmp_path / "nvme")}
+    ways = {
+        "whole": (0, {}),
+        "optimizer in shards": (1, {}),
+        "all in shards": (3, {}),
+        "optimizer in files": (2, {"offload_optimizer": files}),
+        "all in files": (3, {"offload_optimizer": files, "offload_param": {**files, "max_in_cpu": 0}}),
+    }
+    written = {}
+    for way, (stage, zero) in ways.items():
+        run_ranks(_bytes_of, 2, str(tmp_path / way), stage, zero)
+        written[way] = [load_file(tmp_path / way / sub / "model.safetensors") for sub in ("", "fp32")]
+    for held in written.values():
+        for mine, first in zip(held, written["whole"], strict=True):
+            assert set(mine) == set(first)
+            assert all(torch.equal(mine[name], first[name]) for name in mine)
+    rounded, exact = written["whole"]
+    assert all(torch.equal(rounded[name].bfloat16(), exact[name].bfloat16()) for name in exact)
+    assert any(not torch.equal(rounded[name].float(), exact[name]) for name in exact)
