@@ -18,7 +18,7 @@ from torch import nn
 
 import ds_core
 from ds_core.checkpoint import catalog, open_source
-from ds_core.checkpoint.folder import owner
+from ds_core.checkpoint.folder import Leftover, owner
 from ds_core.cli import main
 from ds_core.cli._progress import human_bytes, progress
 
@@ -103,6 +103,15 @@ def test_ls_tells_what_is_wrong_and_what_was_left_behind(ds, folder):
     assert "names 'global_step8', which is not there" in out
     assert ".global_step9.abc123.writing (writing, 0 B" in out
     assert f"`ds checkpoint prune {folder} --leftovers`" in out
+
+
+def test_what_vanishes_while_it_is_listed_is_left_out(ds, folder, monkeypatch):
+    gone = folder / ".x.0a.deleting"
+    monkeypatch.setattr(catalog, "tags", lambda root: {"gone": gone, "global_step1": folder / "global_step1"})
+    monkeypatch.setattr(catalog, "leftovers", lambda root: [Leftover(gone, "x", "deleting")])
+    code, out, _ = ds("ls", folder)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["tag", "global_step1"]
 
 
 def test_an_empty_folder_and_none_at_all(ds, tmp_path):

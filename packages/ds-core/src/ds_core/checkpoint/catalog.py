@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -85,14 +86,18 @@ def catalog(root: Path, only: str | None = None) -> Catalog:
     if whole is not None and whole.tag == "":
         size, when = folder_bytes(root), _changed(root)
         return Catalog([Listed("", whole.format, COMPLETE, True, None, when, size, None)], [])
-    found = [_listed(root, tag, path, latest) for tag, path in tags(root).items() if only in (None, tag)]
+    # A job may be saving into the folder: what vanishes while it is looked at is left out.
+    found = []
+    for tag, path in tags(root).items():
+        if only in (None, tag):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_listed(root, tag, path, latest))
     found.sort(key=lambda row: (row.created, row.tag))
-    now = time.time()
-    remains = [
-        Remains(left.path.name, left.tag, left.state, folder_bytes(left.path), max(0.0, now - _last_change(left.path)))
-        for left in leftovers(root)
-        if only is None
-    ]
+    remains = []
+    for left in leftovers(root) if only is None else ():
+        with contextlib.suppress(FileNotFoundError):
+            idle_s = max(0.0, time.time() - _last_change(left.path))
+            remains.append(Remains(left.path.name, left.tag, left.state, folder_bytes(left.path), idle_s))
     return Catalog(found, remains, problem)
 
 
@@ -150,11 +155,13 @@ def _latest(root: Path) -> tuple[str | None, str]:
 
 
 def _listed(root: Path, tag: str, path: Path, latest: str | None) -> Listed:
+    """Raises FileNotFoundError when the folder vanishes."""
     size, when, is_latest = folder_bytes(path), _changed(path), tag == latest
     if (path / MANIFEST).is_file():
         try:
             manifest = read_manifest(path)
         except CheckpointError as error:
+            path.stat()
             return Listed(tag, "ds", DAMAGED, is_latest, None, when, size, None, str(error))
         step = manifest.counters.get("global_steps")
         return Listed(tag, "ds", COMPLETE, is_latest, step, manifest.created, size, manifest.mesh.ranks)
