@@ -38,7 +38,7 @@ class Dtype(str, Enum):
 
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of checkpoints, or one checkpoint.")]
-TagArgument = Annotated[str | None, typer.Argument(metavar="[TAG]", help="Which one; the newest when not given.")]
+TagArgument = Annotated[str | None, typer.Argument(metavar="TAG", help="Which one; the newest when not given.")]
 TagOption = Annotated[str | None, typer.Option("-t", "--tag", help="Which checkpoint; the newest when not given.")]
 PatternOption = Annotated[str | None, typer.Option("--tensors", help="Tensors by name, like 'optimizer/*/head.*'.")]
 FormatOption = Annotated[str | None, typer.Option("--format", help="Format of what is read, if it can be several.")]

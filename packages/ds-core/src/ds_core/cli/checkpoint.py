@@ -31,10 +31,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="List, check, convert, compare and delete checkpoints."
 )
 
-app.command()(export)
-app.command("import")(import_)
-app.command()(diff)
-
 
 @app.command("ls")
 def list_checkpoints(folder: FolderArgument, as_json: JsonOption = False) -> None:
@@ -107,6 +103,11 @@ def verify(
         write_json({"checkpoints": rows, "ok": not any(one.damages for one in found)})
     if any(one.damages for one in found):
         raise typer.Exit(FOUND)
+
+
+app.command()(export)
+app.command("import")(import_)
+app.command()(diff)
 
 
 @app.command()
