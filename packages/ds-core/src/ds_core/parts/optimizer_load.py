@@ -1,8 +1,9 @@
 """Takes optimizer state back from a checkpoint, into whatever pieces this rank has of it.
 
 Note [Nothing twice]
-    States are made as the optimizer's first step would make them, and are read in place; those that were there are
-    given up first. So a load needs the memory of the states, and a buffer where they are packed or cast.
+    States are read in place. Where there are none yet, or others than the checkpoint's, they are given up and made as
+    the optimizer's first step would make them. So a load needs the memory of the states, and a buffer where they are
+    packed or cast.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from ds_core.state import StateReader
 
 __all__ = ["check_optimizer", "load_optimizer", "refine"]
 
-BUFFER_NUMEL = 4 << 20
+BUFFER_NUMEL = 1 << 20
 """Elements that are read at a time where they cannot be read in place."""
+
+PACKED_NUMEL = 1 << 16
+"""Elements that are packed at a time, which takes some 50 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,16 @@ class _Saved:
     def knows(self, name: str) -> bool:
         """Whether the saved optimizer had this parameter."""
         return name in self.scalars or name in self.states
+
+    def knows_all(self, piece: MasterPiece) -> bool:
+        """Whether it had all parameters of a piece."""
+        return all(self.knows(slot.name) for _, slot, _ in piece.fragments())
+
+    def states_of(self, piece: MasterPiece) -> list[str]:
+        """States of any parameter of a piece, without the master."""
+        return sorted(
+            {state for _, slot, _ in piece.fragments() for state in self.states.get(slot.name, ())} - {MASTER}
+        )
 
     def shape(self, state: str, name: str) -> tuple[int, ...]:
         """Of a state of a parameter."""
@@ -114,13 +128,14 @@ def load_optimizer(
         group.update(hyperparameters(values, group))
 
     def load(pieces: Sequence[MasterPiece]) -> None:
+        for piece in pieces:  # all of them first, so that the allocator has no holes between what stays
+            _start(saved, optimizer, piece)
         for piece in pieces:
             _load_master(saved, piece)
             _load_states(saved, optimizer, piece)
             _load_scalars(saved, optimizer, piece, steps[id(piece.flat)])
 
-    is_whole = all(saved.knows(slot.name) for piece in pieces for _, slot, _ in piece.fragments())
-    placement.visit(pieces, load, fetch=not is_whole)
+    placement.visit(pieces, load, fetch=not all(map(saved.knows_all, pieces)))
 
 
 def _load_master(saved: _Saved, piece: MasterPiece) -> None:
@@ -144,20 +159,36 @@ def _finest(keys: frozenset[str], name: str) -> str | None:
     return next((key for key in found if key in keys), None)
 
 
-def _load_states(saved: _Saved, optimizer: torch.optim.Optimizer, piece: MasterPiece) -> None:
-    """See Note [Nothing twice]. Parameters the checkpoint does not know keep what they have."""
-    slots = [slot.name for _, slot, _ in piece.fragments()]
-    keeps = not all(saved.knows(name) for name in slots)
-    states = sorted({state for name in slots for state in saved.states.get(name, ())} - {MASTER})
-    if not keeps and not piece.is_stored:
+def _start(saved: _Saved, optimizer: torch.optim.Optimizer, piece: MasterPiece) -> None:
+    """Makes the states that will be read. See Note [Nothing twice]."""
+    states = saved.states_of(piece)
+    if saved.knows_all(piece) and not piece.is_stored and not _fits(saved, optimizer, piece, states):
         optimizer.state.pop(piece.master, None)
     if states:
         start_states(optimizer, piece.master)
-    for state in states:
+
+
+def _load_states(saved: _Saved, optimizer: torch.optim.Optimizer, piece: MasterPiece) -> None:
+    """Parameters the checkpoint does not know keep what they have."""
+    for state in saved.states_of(piece):
         if isinstance(optimizer, PacksStates):
-            _pack(saved, optimizer, piece, state, keeps)
+            _pack(saved, optimizer, piece, state)
         else:
             _read(saved, optimizer.state[piece.master], piece, state)
+
+
+def _fits(saved: _Saved, optimizer: torch.optim.Optimizer, piece: MasterPiece, states: Sequence[str]) -> bool:
+    """Whether what is there has exactly these states, and the checkpoint has all elements of all of them."""
+    if isinstance(optimizer, PacksStates):
+        own = set(optimizer.packed(piece.master))
+    else:
+        held = optimizer.state.get(piece.master, {})
+        own = {key for key, value in held.items() if isinstance(value, torch.Tensor) and key != "step"}
+    return own == set(states) and all(
+        state in saved.states.get(slot.name, ()) and saved.shape(state, slot.name) == slot.shape
+        for state in states
+        for _, slot, _ in piece.fragments()
+    )
 
 
 def _read(saved: _Saved, own: dict[str, Any], piece: MasterPiece, state: str) -> None:
@@ -195,15 +226,15 @@ def _key(state: str, slot: Slot) -> str:
     return f"optimizer/{state}/{slot.name}"
 
 
-def _pack(saved: _Saved, optimizer: Any, piece: MasterPiece, state: str, keeps: bool) -> None:
+def _pack(saved: _Saved, optimizer: Any, piece: MasterPiece, state: str) -> None:
     """A packed state, some whole blocks at a time."""
-    size = max(1, BUFFER_NUMEL // optimizer.block_size) * optimizer.block_size
+    size = max(1, PACKED_NUMEL // optimizer.block_size) * optimizer.block_size
     buffer = torch.empty(min(size, piece.span.numel), dtype=torch.float32, device=piece.master.device)
     for start in range(piece.span.start, piece.span.stop, size):
         stop = min(start + size, piece.span.stop)
         low = start - piece.span.start
         values = buffer[: stop - start].zero_()
-        if keeps:
+        if not saved.knows_all(piece):
             values.copy_(optimizer.unpack(piece.master, state, low, low + values.numel()))
         for _, slot, part in piece.fragments():
             first, last = max(part.start, start), min(part.stop, stop)
