@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ds_core import checkpoint
+from ds_core.checkpoint.together import together
 from ds_core.part import Part, overrides
 from ds_core.parts.preemption import OnSignal, Preemption
 from ds_core.parts.saving import Saving
@@ -159,7 +160,7 @@ class CheckpointApi:
             kinds.discard("optimizer")
         if not load_lr_scheduler_states:
             kinds.discard("schedule")
-        self.wait_for_checkpoint()
+        together("write the checkpoint before", load_dir, self.wait_for_checkpoint)
         return checkpoint.load(
             self._whole,
             load_dir,

@@ -199,9 +199,10 @@ class Engine(EngineApi):
         """Removes hooks, closes monitors and frees buffers; the module stays usable."""
         self._watch.close()
         self.reload_states()
-        for part in reversed(self.parts):
-            part.close()
-        self.accelerator.empty_cache()
+        with ExitStack() as stack:  # the last one first, and each of them, whatever another raises
+            stack.callback(self.accelerator.empty_cache)
+            for part in self.parts:
+                stack.callback(part.close)
 
     def __getattr__(self, name: str) -> Any:
         try:

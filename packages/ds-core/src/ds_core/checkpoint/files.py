@@ -27,6 +27,7 @@ __all__ = [
     "to_json",
     "write_all",
     "write_durably",
+    "write_visibly",
 ]
 
 MANIFEST = "manifest.json"
@@ -58,6 +59,21 @@ def write_all(disk: Disk, fd: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
         done += disk.write(fd, view[done:], offset + done)
+
+
+def write_visibly(path: Path, payload: bytes, disk: Disk = DISK) -> None:
+    """Writes a file so that who looks sees all of it or nothing; it need not outlive the machine.
+
+    The rename is the last thing done: the folder may be another's from that moment on.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    disk.remove(temporary)
+    fd = disk.create(temporary)
+    try:
+        write_all(disk, fd, memoryview(payload), 0)
+    finally:
+        disk.close(fd)
+    disk.rename(temporary, path)
 
 
 def write_durably(path: Path, payload: bytes, disk: Disk = DISK) -> None:

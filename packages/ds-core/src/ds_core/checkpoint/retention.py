@@ -39,17 +39,20 @@ def doomed(root: Path, retention: Retention, *, keep: str | None = None) -> list
 def prune(root: Path, retention: Retention, *, keep: str | None = None, disk: Disk = DISK) -> list[Path]:
     """Deletes what the policy does not keep; what was deleted.
 
-    Each is renamed first, so that none is ever seen half deleted.
+    Each is renamed first, durably, so that none is ever seen half deleted.
 
     Raises:
         OSError: one cannot be deleted.
     """
     gone = doomed(root, retention, keep=keep)
-    for path in gone:
-        hidden = working_folder(root, path.name.lstrip("."), "0", "deleting")
-        disk.remove_folder(hidden)
-        disk.rename(path, hidden)
-        disk.remove_folder(hidden)
+    hidden = [working_folder(root, path.name.lstrip("."), "0", "deleting") for path in gone]
+    for path, out in zip(gone, hidden, strict=True):
+        disk.remove_folder(out)
+        disk.rename(path, out)
+    if gone:
+        disk.sync_folder(root)
+    for out in hidden:
+        disk.remove_folder(out)
     return gone
 
 

@@ -103,9 +103,10 @@ class Saver:
         Raises:
             CheckpointError: this save, or the one before it, failed; the last complete checkpoint is untouched.
         """
-        self.wait()
         root = Path(directory)
         with comm.scope("checkpoint"):
+            # Some ranks may have told the last save's failure in a step already, others not yet: all raise it here.
+            together("write the checkpoint before this one", root, self.wait)
             planned = _Planned.of(engine, root, tag, client_state, exclude_frozen, self.options.tag_validation)
             rank = comm.get_rank()
             header = Header(

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from ds_core.aio.memory import byte_view
 from ds_core.checkpoint.blocks import Block, BlockSink
 from ds_core.checkpoint.disk import Disk
-from ds_core.checkpoint.files import data_name, read_whole, to_json, write_all, write_durably
+from ds_core.checkpoint.files import data_name, read_whole, to_json, write_all, write_visibly
 from ds_core.checkpoint.manifest import LIMIT_BYTES, block_digest
 from ds_core.checkpoint.planner import box_of, plan_from_json, plan_to_json
 from ds_core.checkpoint.safetensors_file import header_for
@@ -129,7 +129,7 @@ def write_note(work: Path, rank: int, written: Written, disk: Disk) -> None:
         "blocks": written.blocks,
         "values": written.values,
     }
-    write_durably(work / note_name(rank), to_json(content, "engine state").encode(), disk)
+    write_visibly(work / note_name(rank), to_json(content, "engine state").encode(), disk)
 
 
 def read_note(work: Path, rank: int, disk: Disk) -> Written:

@@ -13,15 +13,19 @@ from ds_core.part import Part
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.engine_api import EngineApi
 
 __all__ = ["Saving"]
 
 
 class Saving(Part):
-    """First to be asked before a step, so that a failed write is told before anything is counted."""
+    """Tells of a failed write when a step is complete, so that nothing is lost by who catches the error and goes on.
+
+    Ranks may tell it a step apart. It comes last, when all that ranks do together at the end of a step is done.
+    """
 
     name = "saving"
-    before = ("residence",)
+    after = ("preemption",)
 
     def __init__(self) -> None:
         self.saver: Saver = Saver(SaveOptions())
@@ -44,8 +48,8 @@ class Saving(Part):
             make_block=None if accelerator.device_type == "cpu" else page_locked,
         )
 
-    def before_step(self) -> None:
-        """Raises what the last save failed with; training may go on afterwards."""
+    def after_step(self, engine: EngineApi) -> None:
+        """Raises what the last save failed with, once; training may go on afterwards."""
         self.saver.check()
 
     def close(self) -> None:
