@@ -64,7 +64,6 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("first", "new"),
-        Scenario("second", "new", earlier=(("old", 1),)),
         Scenario("retention", "new", keep_last=1, earlier=(("older", 0), ("old", 1))),
         Scenario("replacing", "same", earlier=(("same", 1),)),
         Scenario("leftovers", "new", earlier=(("old", 1),), has_leftover=True),
@@ -264,7 +263,7 @@ def load_all(root: Path) -> tuple[str, int] | None:
 def test_a_kill_at_any_change_of_the_disk_leaves_a_whole_checkpoint(folder: Path, name: str, ranks: int) -> None:
     ((count, problems),) = run_ranks(kill_everywhere, 1, str(folder), name, ranks, init=False, timeout_s=120)
     assert problems == []
-    assert count >= 25 * ranks
+    assert count >= 20 * ranks
 
 
 # --- power loss ---------------------------------------------------------------------------------------------------

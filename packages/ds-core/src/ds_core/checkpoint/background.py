@@ -150,7 +150,8 @@ class Pending:
         job = self.job
         path = job.work / data_name(job.rank)
         try:
-            digests = persist(path, self.sink.blocks(), job.share, job.disk)
+            with contextlib.closing(self.sink.blocks()) as blocks:  # gives the block back that could not be written
+                digests = persist(path, blocks, job.share, job.disk)
             written = Written(job.share.plan, path.name, job.share.file_bytes, digests, job.values)
             write_note(job.work, job.rank, written, job.disk)
         except OSError as error:

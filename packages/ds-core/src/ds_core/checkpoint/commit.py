@@ -24,7 +24,7 @@ import torch
 
 from ds_core.checkpoint.boxes import Box
 from ds_core.checkpoint.disk import Disk
-from ds_core.checkpoint.files import LATEST, MANIFEST, write_all, write_durably
+from ds_core.checkpoint.files import LATEST, MANIFEST, naming, write_all, write_durably
 from ds_core.checkpoint.folder import OWNER, working_folder
 from ds_core.checkpoint.liveness import alive_name
 from ds_core.checkpoint.manifest import ALGORITHM, BLOCK_BYTES, encode, read_manifest
@@ -109,8 +109,9 @@ def commit(root: Path, work: Path, header: Header, shares: Sequence[Written], di
     payload = manifest_of(header, shares)
     fd = disk.create(work / MANIFEST)
     try:
-        write_all(disk, fd, memoryview(payload), 0)
-        disk.sync(fd)
+        with naming(work / MANIFEST):
+            write_all(disk, fd, memoryview(payload), 0)
+            disk.sync(fd)
     finally:
         disk.close(fd)
     read_manifest(work, disk)

@@ -38,8 +38,17 @@ class Disk:
         return os.open(path, flags, 0o644)
 
     def write(self, fd: int, view: memoryview, offset: int) -> int:
-        """Writes some or all of `view`; the number of bytes written."""
-        return os.pwrite(fd, view, offset)
+        """Writes some or all of `view`; the number of bytes written.
+
+        What the system refuses past the page cache goes through it: file systems differ in what they take, and a full
+        disk or a limit on the length of files may leave part of a sector, after which nothing else is taken.
+        """
+        try:
+            return os.pwrite(fd, view, offset)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT or not _leave_direct(fd):
+                raise
+            return os.pwrite(fd, view, offset)
 
     def truncate(self, fd: int, nbytes: int) -> None:
         """Cuts a file to `nbytes`."""
@@ -117,6 +126,20 @@ class Disk:
     def read(self, fd: int, view: memoryview, offset: int) -> int:
         """Reads into `view`; the number of bytes read, 0 at the end of the file."""
         return os.preadv(fd, [view], offset)
+
+
+def _leave_direct(fd: int) -> bool:
+    """Lets a file go through the page cache from now on; False when it does already."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct:
+        return False
+    import fcntl  # not on systems that have no O_DIRECT
+
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if not flags & direct:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~direct)
+    return True
 
 
 DISK = Disk()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "MANIFEST",
     "check_tag",
     "data_name",
+    "naming",
     "read_whole",
     "to_json",
     "write_all",
@@ -54,6 +56,17 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the path into errors of the system that do not have one, as those of open files."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_all(disk: Disk, fd: int, view: memoryview, offset: int) -> None:
     """Writes all of `view`, however little the system takes at a time."""
     done = 0
@@ -70,7 +83,8 @@ def write_visibly(path: Path, payload: bytes, disk: Disk = DISK) -> None:
     disk.remove(temporary)
     fd = disk.create(temporary)
     try:
-        write_all(disk, fd, memoryview(payload), 0)
+        with naming(temporary):
+            write_all(disk, fd, memoryview(payload), 0)
     finally:
         disk.close(fd)
     disk.rename(temporary, path)
@@ -82,8 +96,9 @@ def write_durably(path: Path, payload: bytes, disk: Disk = DISK) -> None:
     disk.remove(temporary)
     fd = disk.create(temporary)
     try:
-        write_all(disk, fd, memoryview(payload), 0)
-        disk.sync(fd)
+        with naming(temporary):
+            write_all(disk, fd, memoryview(payload), 0)
+            disk.sync(fd)
     except BaseException:
         with contextlib.suppress(OSError):
             disk.remove(temporary)

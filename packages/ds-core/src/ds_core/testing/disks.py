@@ -18,8 +18,6 @@ from ds_core.checkpoint.disk import Disk
 
 __all__ = ["Half", "Operation", "WatchedDisk", "failing_at", "killing_at"]
 
-ALIGNMENT_BYTES = 4096
-
 
 class Operation(NamedTuple):
     """One change of the disk.
@@ -86,12 +84,7 @@ class WatchedDisk(Disk):
         try:
             self._hook(operation)
         except Half:
-            half = len(view) // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES or len(view) // 2
-            try:
-                super().write(fd, view[:half], offset)
-            except OSError as error:  # a file past the page cache takes whole sectors only
-                if error.errno != errno.EINVAL:
-                    raise
+            super().write(fd, view[: len(view) // 2], offset)
             self._hook(operation)
         return super().write(fd, view, offset)
 
@@ -162,11 +155,15 @@ def killing_at(number: int, *, half: bool = False) -> Hook:
     return hook
 
 
-def failing_at(number: int, code: int = errno.ENOSPC, *, name: str | None = None) -> Hook:
-    """A hook that fails with OSError `code` from change `number` on (with `name`: changes of that name only)."""
+def failing_at(number: int, code: int = errno.ENOSPC, *, name: str | None = None, suffix: str = "") -> Hook:
+    """A hook that fails with OSError `code` from change `number` on; only changes `name`, of files that end so.
+
+    As the system's own errors do, those of open files do not say which file it is.
+    """
 
     def hook(operation: Operation) -> None:
-        if operation.number >= number and name in (None, operation.name):
-            raise OSError(code, os.strerror(code), str(operation.path))
+        if operation.number >= number and name in (None, operation.name) and operation.path.name.endswith(suffix):
+            has_name = operation.name not in ("write", "truncate", "sync")
+            raise OSError(code, os.strerror(code), *([str(operation.path)] if has_name else []))
 
     return hook
