@@ -170,3 +170,26 @@ def test_half_a_step_is_not_saved_and_forgotten_by_a_load(saved):
     for refusal, is_boundary in run_ranks(half_a_step, 2, saved):
         assert "1 of 2 micro-batches of a step were accumulated" in refusal
         assert is_boundary == "False"
+
+
+def do_nothing(src, dst) -> None:
+    """Loads no weight."""
+
+
+def while_offloaded(folder: str, more: dict) -> tuple[str, bool]:
+    engine = build(3)
+    before = fingerprint(engine)
+    engine.offload_states()
+    try:
+        engine.load_checkpoint(folder, tag="t", **more)
+    except CheckpointError as error:
+        engine.reload_states()
+        return str(error), fingerprint(engine) == before
+    return "loaded", False
+
+
+@pytest.mark.parametrize("more", [{}, {"load_module_only": True}, {"custom_load_fn": do_nothing}])
+def test_states_that_are_away_are_not_loaded_over(saved, more):
+    for message, untouched in run_ranks(while_offloaded, 2, saved, more):
+        assert "nothing was changed: engine.load_checkpoint was called while" in message
+        assert untouched

@@ -66,7 +66,7 @@ class Part:
     after: ClassVar[Sequence[str]] = ()
     conflicts_with: ClassVar[Sequence[str]] = ()
     state_kind: ClassVar[str] = "engine"
-    """What a load may leave out: ``module``, ``optimizer``, ``schedule`` or ``engine`` state."""
+    """What a load may leave out: ``module``, ``optimizer``, ``schedule`` or ``engine`` state; ``always`` is never."""
 
     def prepare(self, build: Build) -> None:
         """Sets itself up while the engine is built. Called once, on all ranks."""

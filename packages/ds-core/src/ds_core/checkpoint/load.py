@@ -121,7 +121,7 @@ def restore(
     """
     reader = Renamed(source, names_of(engine.module), policy)
     left_out = {"module"} if custom_load_fn is not None else set()
-    parts = [part for part in engine.parts if part.state_kind in kinds - left_out]
+    parts = [part for part in engine.parts if part.state_kind in (kinds | {"always"}) - left_out]
 
     def check() -> None:
         for part in parts:

@@ -111,7 +111,7 @@ class Residence(Part):
 
     name = "residence"
     before = ("clock", "precision")
-    state_kind = "module"
+    state_kind = "always"
 
     def __init__(self, optimizer: OptimizerStep) -> None:
         self._optimizer = optimizer
@@ -239,8 +239,8 @@ class Residence(Part):
         """Refuses without any of it; keeps nothing itself."""
         self.require(KINDS, doing="engine.save_checkpoint")
 
-    def load_state(self, reader: StateReader) -> None:
-        """Refuses without any of it."""
+    def check_state(self, reader: StateReader) -> None:
+        """Refuses without any of it, whatever is to be loaded."""
         self.require(KINDS, doing="engine.load_checkpoint")
 
 
