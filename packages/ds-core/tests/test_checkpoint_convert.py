@@ -197,7 +197,7 @@ class Full(Disk):
 
 
 def test_a_failed_import_leaves_nothing_and_holds_nobody_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCKS", 1)
+    monkeypatch.setattr("ds_core.checkpoint.stream.STREAMING_BLOCKS", 1)
     with pytest.raises(OSError, match="No space left"):
         write_source(Large(), tmp_path, "t", disk=Full())
     assert list(tmp_path.iterdir()) == []

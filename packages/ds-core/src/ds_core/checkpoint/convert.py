@@ -1,8 +1,7 @@
 """Writes what any source holds as a checkpoint of this project's format: in one process, without an engine.
 
-Note [One thread reads, another writes]
-    Elements go through the same blocks as those of an engine, and are hashed, written and committed by the same code.
-    Memory is a few blocks, and a piece of a tensor: one of more than `PIECE_BYTES` is cut between rows.
+Elements go through the same blocks as those of an engine, and are hashed, written and committed by the same code.
+Memory is a few blocks, and a piece of a tensor: one of more than `PIECE_BYTES` is cut between rows.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_core.checkpoint.blocks import BlockPool, BlockSink, SinkClosedError
 from ds_core.checkpoint.commit import Header, commit
 from ds_core.checkpoint.describe import values_of
 from ds_core.checkpoint.disk import DISK, Disk
@@ -24,15 +21,15 @@ from ds_core.checkpoint.files import check_tag, data_name, to_json, write_durabl
 from ds_core.checkpoint.folder import OWNER, owner, tags, working_folder
 from ds_core.checkpoint.planner import EnginePlanner
 from ds_core.checkpoint.room import check_room
-from ds_core.checkpoint.share import Share, Written, fill, lay_out, persist
+from ds_core.checkpoint.share import Written, lay_out
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.source_weights import tied_names
+from ds_core.checkpoint.stream import stream
 from ds_core.errors import CheckpointError
 from ds_core.state import Deferred, Fragment
 
 __all__ = ["source_bytes", "write_source"]
 
-BLOCKS = 4
 PIECE_BYTES = 64 << 20
 
 
@@ -81,34 +78,12 @@ def write_source(
     disk.make_folder(work)
     try:
         write_durably(work / OWNER, to_json(owner(), "owner").encode(), disk)
-        digests = _stream(work / data_name(0), share, planner, disk)
+        digests = stream(work / data_name(0), share, planner, disk)
         written = Written(share.plan, data_name(0), share.file_bytes, digests, values_of(source))
         return commit(root, work, header, [written], disk)
     except BaseException:
         disk.remove_folder(work)
         raise
-
-
-def _stream(path: Path, share: Share, planner: EnginePlanner, disk: Disk) -> list[str]:
-    """Writes the data file; the hashes of its blocks. See Note [One thread reads, another writes]."""
-    sink = BlockSink(BlockPool(BLOCKS))
-
-    def write() -> list[str]:
-        try:
-            return persist(path, sink.blocks(), share, disk)
-        finally:
-            sink.abort()  # a reader that waits for a block must not wait for ever
-
-    with ThreadPoolExecutor(1, thread_name_prefix="ds-checkpoint-import") as pool:
-        writer = pool.submit(write)
-        try:
-            fill(sink, share, planner)
-        except SinkClosedError:
-            pass  # the writer failed, and says why
-        except BaseException:
-            sink.abort()
-            raise
-        return writer.result()
 
 
 def _fragments(source: Source, told: Callable[[int], Any]) -> Iterator[Fragment]:

@@ -13,7 +13,6 @@ import io
 import math
 import os
 import secrets
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,6 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from ds_core.checkpoint.blocks import BlockPool, BlockSink, SinkClosedError
 from ds_core.checkpoint.boxes import Box, runs
 from ds_core.checkpoint.commit import Header, commit
 from ds_core.checkpoint.disk import DISK, Disk
@@ -51,8 +49,9 @@ from ds_core.checkpoint.files import check_tag, data_name, to_json
 from ds_core.checkpoint.folder import working_folder
 from ds_core.checkpoint.planner import box_of, item_for
 from ds_core.checkpoint.reader import CheckpointReader
-from ds_core.checkpoint.save import STREAMING_BLOCKS, clear_leftovers
-from ds_core.checkpoint.share import Share, Written, fill, lay_out, persist
+from ds_core.checkpoint.save import clear_leftovers
+from ds_core.checkpoint.share import Written, lay_out
+from ds_core.checkpoint.stream import stream
 from ds_core.errors import CheckpointError
 
 __all__ = ["SafetensorsReader", "SafetensorsWriter"]
@@ -121,7 +120,11 @@ class SafetensorsWriter(StorageWriter):
         results = [self._value(item, planner) for item in plan.items if item.type is WriteItemType.BYTE_IO]
         share = lay_out(SavePlan([item for item in plan.items if item.type is not WriteItemType.BYTE_IO]))
         if share.plan.items:
-            blocks = self._persist(share, planner, place)
+            path = self._work(place.identity) / data_name(place.rank)
+            try:
+                blocks = stream(path, share, planner, self._disk)
+            except OSError as error:
+                raise CheckpointError(f"{path} could not be written: {error}") from error
             for index, item in enumerate(share.plan.items):
                 stored = _Stored(data_name(place.rank), index, share.file_bytes, blocks, None)
                 size_bytes = box_of(item).numel * _dtype(item).itemsize
@@ -140,35 +143,6 @@ class SafetensorsWriter(StorageWriter):
         value = lookup(item.index)
         text = to_json(value, item.index.fqn)
         return WriteResult(item.index, len(text), _Stored("", -1, 0, (), value))
-
-    def _persist(self, share: Share, planner: SavePlanner, place: _Place) -> list[str]:
-        path = self._work(place.identity) / data_name(place.rank)
-        sink = BlockSink(BlockPool(STREAMING_BLOCKS))
-        digests: list[str] = []
-        failures: list[Exception] = []
-
-        def write() -> None:
-            try:
-                digests.extend(persist(path, sink.blocks(), share, self._disk))
-            except (OSError, SinkClosedError) as error:
-                failures.append(error)
-            finally:
-                sink.abort()
-
-        thread = threading.Thread(target=write, name="ds-checkpoint")
-        thread.start()
-        try:
-            fill(sink, share, planner)
-        except SinkClosedError:
-            pass  # the writer failed, and says why
-        except BaseException:
-            sink.abort()
-            raise
-        finally:
-            thread.join()
-        if failures:
-            raise CheckpointError(f"{path} could not be written: {failures[0]}") from failures[0]
-        return digests
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commits the checkpoint."""

@@ -9,7 +9,7 @@ from ds_core.errors import CheckpointError
 
 __all__ = ["check_room"]
 
-_MARGIN_BYTES = 1 << 20
+_MARGIN_BYTES = 1 << 20  # manifests and what a file system keeps for itself
 
 
 def check_room(path: Path, need_bytes: int, disk: Disk = DISK) -> None:
@@ -24,6 +24,6 @@ def check_room(path: Path, need_bytes: int, disk: Disk = DISK) -> None:
     free_bytes = disk.free_bytes(there)
     if free_bytes < need_bytes + _MARGIN_BYTES:
         raise CheckpointError(
-            f"{path} has room for {free_bytes:,} bytes and {need_bytes:,} are to be written; make room there, or write "
-            "to another disk"
+            f"{path} has room for {free_bytes:,} bytes and {need_bytes:,} are to be written; make room there (`ds "
+            "checkpoint prune` and checkpoint.keep_last delete older checkpoints), or write to another disk"
         )

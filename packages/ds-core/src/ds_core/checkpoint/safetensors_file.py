@@ -60,7 +60,9 @@ class Entry(NamedTuple):
         return math.prod(self.shape)
 
 
-def header_for(entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+def header_for(
+    entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """The beginning of a file with these tensors, in order: length and header, a multiple of 8 bytes.
 
     Give wider dtypes first: every tensor then begins at an address its dtype can be read from.
@@ -68,7 +70,7 @@ def header_for(entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> b
     Raises:
         CheckpointError: a dtype the format has no name for.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, dtype, shape in entries:
         if dtype not in NAMES:

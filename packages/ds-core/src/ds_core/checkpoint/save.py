@@ -22,7 +22,9 @@ from ds_core.checkpoint.liveness import PATIENCE_S
 from ds_core.checkpoint.manifest import BLOCK_BYTES
 from ds_core.checkpoint.planner import EnginePlanner
 from ds_core.checkpoint.retention import Retention
+from ds_core.checkpoint.room import check_room
 from ds_core.checkpoint.share import Share, fill, lay_out
+from ds_core.checkpoint.stream import STREAMING_BLOCKS
 from ds_core.checkpoint.together import together
 from ds_core.errors import CheckpointError
 from ds_core.state import StatePlan
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["SaveOptions", "Saver", "clear_leftovers"]
 
 logger = logging.getLogger(__name__)
-
-STREAMING_BLOCKS = 4
-_MARGIN_BYTES = 16 << 20
 
 
 class SaveOptions(NamedTuple):
@@ -144,12 +143,7 @@ class Saver:
             self.disk.sync_folder(job.root.parent)
         settle(job.root)
         clear_leftovers(job.root, self.disk)
-        free_bytes = self.disk.free_bytes(job.root)
-        if free_bytes < need_bytes + _MARGIN_BYTES:
-            raise CheckpointError(
-                f"{job.root} has room for {free_bytes:,} bytes and the checkpoint needs {need_bytes:,}; delete older "
-                "ones (`ds checkpoint prune`, checkpoint.keep_last), or save to another disk"
-            )
+        check_room(job.root, need_bytes, self.disk)
         self.disk.make_folder(job.work)
         write_durably(job.work / OWNER, to_json(owner(), "owner").encode(), self.disk)
 

@@ -5,18 +5,17 @@ Source: the format's description, https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ds_core.aio.memory import byte_view
 from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.files import write_all
-from ds_core.checkpoint.safetensors_file import NAMES
+from ds_core.checkpoint.safetensors_file import header_for
 from ds_core.errors import CheckpointError
 
 __all__ = ["BLOCK_BYTES", "TensorEntry", "TensorWriter"]
@@ -65,19 +64,11 @@ class TensorWriter:
         self._left_bytes: int = 0
         self._handle: int | None = None
         self._is_done: bool = False
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        for entry in sorted(entries, key=lambda entry: -entry.dtype.itemsize):
-            if entry.dtype not in NAMES:
-                raise CheckpointError(
-                    f"{entry.name} is {entry.dtype}, which safetensors cannot hold; it can {', '.join(NAMES.values())}"
-                )
-            start, self._left_bytes = self._left_bytes, self._left_bytes + entry.nbytes
-            self._places[entry.name] = (entry, start)
-            offsets = [start, self._left_bytes]
-            header[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._header: bytes = len(text).to_bytes(8, "little") + text
+        ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
+        self._header: bytes = header_for(ordered, metadata)
+        for entry in ordered:
+            self._places[entry.name] = (entry, self._left_bytes)
+            self._left_bytes += entry.nbytes
 
     @property
     def is_done(self) -> bool:
