@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ds_core import comm
 from ds_core.testing import run_ranks
+from ds_core.utils import safe_get_full_fp32_param
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -133,6 +134,38 @@ def packed_again(folder: str) -> list[str]:
 
 def test_packed_moments_are_exact_where_shards_stay_as_they_were(places):
     for wrong in run_ranks(packed_again, 2, places[0]):
+        assert wrong == []
+
+
+# --- weights alone ----------------------------------------------------------------------------------------------------
+
+
+def doubled(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+    """Loads all weights, one of them changed."""
+    dst.load_state_dict({**src, "up.weight": src["up.weight"] * 2}, strict=False)
+
+
+def masters_after(folder: str, kind: str, more: dict[str, Any]) -> list[str]:
+    """Masters that are not the finest the checkpoint has, or, where the function changed it, the working weight."""
+    engine = resharding.build(3)
+    engine.load_checkpoint(folder, tag=kind, **more)
+    found = resharding.tensors(folder, kind)
+    wrong = []
+    for name, parameter in engine.module.named_parameters():
+        master = safe_get_full_fp32_param(parameter)
+        weight = found[f"model/{name}"]
+        fine = found.get(f"optimizer/master/{name}", weight)
+        if name == "up.weight" and "custom_load_fn" in more:
+            fine = (weight * 2).bfloat16()
+        if parameter.requires_grad and not torch.equal(master, fine.float()):
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("more", [{"load_module_only": True}, {"custom_load_fn": doubled}], ids=["alone", "function"])
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_masters_of_weights_that_are_loaded_alone_are_as_fine_as_the_checkpoint(places, kind, more):
+    for wrong in run_ranks(masters_after, 2, places[0], kind, more):
         assert wrong == []
 
 
