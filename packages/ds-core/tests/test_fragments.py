@@ -324,3 +324,11 @@ def test_where_states_are_and_what_cannot_be_asked():
 def test_names_users_import_are_there_and_load_late():
     code = "import sys, ds_core.utils as u; assert 'torch' not in sys.modules; [getattr(u, n) for n in u.__all__]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "first", ["ds_core.utils:safe_get_full_fp32_param", "ds_core.parts:Weights", "ds_core.checkpoint:load"]
+)
+def test_what_is_imported_first_does_not_matter(first):
+    module, name = first.split(":")
+    subprocess.run([sys.executable, "-c", f"from {module} import {name}"], check=True)

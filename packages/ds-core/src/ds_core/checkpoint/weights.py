@@ -23,7 +23,6 @@ from ds_core.checkpoint.tensor_writer import TensorEntry
 from ds_core.checkpoint.together import together
 from ds_core.checkpoint.weight_folder import WeightFile, WeightFolder, parse_size, plan_folder
 from ds_core.errors import CheckpointError, DsError
-from ds_core.fragments import safe_get_full_fp32_param
 
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
@@ -215,6 +214,8 @@ def _visit(
     Parameters that are to have another dtype than their own come from their masters; see Note [Which copy] of
     `ds_core.checkpoint.source_weights`.
     """
+    from ds_core.fragments import safe_get_full_fp32_param  # which needs the parts, and parts need this package
+
     for group in groups:
         other = {n for n, p in group.parameters.items() if dtype not in (None, p.dtype) and p.dtype in FLOATS}
         for name in sorted(other):
