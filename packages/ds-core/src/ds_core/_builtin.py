@@ -81,7 +81,13 @@ def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
             "ds_core.checkpoint.native:detect",
             "ds_core.checkpoint.native:open_native",
             "<tag>/manifest.json, the tag given or in the file latest",
-        )
+        ),
+        CheckpointFormatEntry(
+            "deepspeed",
+            "ds_core.checkpoint.foreign.deepspeed_zero:detect",
+            "ds_core.checkpoint.foreign.deepspeed_zero:open_zero",
+            "<tag>/*mp_rank_00_model_states.pt, the tag given or in the file latest",
+        ),
     ]
 
 

@@ -151,6 +151,10 @@ class Part:
     def state_loaded(self) -> None:
         """Called on all ranks when the parts of every rank have their state; shares what all ranks must have."""
 
+    def optimizer_names(self) -> list[list[str]]:
+        """Names of the parameters of each optimizer group, in its order; for checkpoints that number them."""
+        return []
+
     def weights_replaced(self, reader: StateReader | None = None) -> None:
         """Called when parameters were replaced but not optimizer state; finer copies must be taken anew.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Deferred", "Fragment", "StatePlan", "StateReader"]
+__all__ = ["Deferred", "Fragment", "NumbersStates", "StatePlan", "StateReader"]
 
 
 class Deferred(NamedTuple):
@@ -98,3 +98,11 @@ class StateReader(Protocol):
 
     def value(self, name: str, default: Any = None) -> Any:
         """A JSON value saved under `name`."""
+
+
+@runtime_checkable
+class NumbersStates(Protocol):
+    """A `StateReader` of a format that numbers optimizer states; whose they are, the engine that loads them says."""
+
+    def name_parameters(self, groups: Sequence[Sequence[str]]) -> None:
+        """Names the parameters of each optimizer group, in its order. Called before optimizer states are read."""

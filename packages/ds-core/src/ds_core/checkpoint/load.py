@@ -19,6 +19,7 @@ from ds_core.checkpoint.sources import open_source, recognize
 from ds_core.checkpoint.together import together
 from ds_core.errors import CheckpointError
 from ds_core.part import overrides
+from ds_core.state import NumbersStates
 
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
@@ -119,7 +120,12 @@ def restore(
     Raises:
         CheckpointError: on every rank; nothing was changed if it says so.
     """
-    reader = Renamed(source, names_of(engine.module), policy)
+    names = names_of(engine.module)
+    if isinstance(source, NumbersStates) and "optimizer" in kinds:
+        theirs = policy.renamed([*(alias for aliases in names.aliases.values() for alias in aliases), *names.transient])
+        for groups in overrides(engine.parts, "optimizer_names"):
+            source.name_parameters([[theirs[name] for name in group] for group in groups()])
+    reader = Renamed(source, names, policy)
     left_out = {"module"} if custom_load_fn is not None else set()
     parts = [part for part in engine.parts if part.state_kind in (kinds | {"always"}) - left_out]
 

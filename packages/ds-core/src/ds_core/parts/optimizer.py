@@ -240,6 +240,15 @@ class OptimizerStep(Part):
             return None
         return plan_optimizer(self.optimizer, self.pieces, self.steps, self._space, self.placement)
 
+    def optimizer_names(self) -> list[list[str]]:
+        """Names of the parameters of each group, in its order."""
+        if self.optimizer is None or self._space is None:
+            return []
+        names: list[list[str]] = [[] for _ in self.optimizer.param_groups]
+        for flat in self._space.flats:
+            names[flat.group_index] += [slot.name for slot in flat.layout.slots]
+        return names
+
     def check_state(self, reader: StateReader) -> None:
         """Refuses the state of another optimizer or of other parameters."""
         if self.optimizer is not None and self._space is not None:
