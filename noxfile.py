@@ -367,6 +367,13 @@ def exactness(session: nox.Session) -> None:
     session.run("python", "benchmarks/exactness.py", *session.posargs, env=QUIET_ENV)
 
 
+@nox.session(default=False)
+def golden(session: nox.Session) -> None:
+    """Write the golden checkpoints of DeepSpeed anew, with the peers in an environment of their own."""
+    install(session, "torch", "safetensors", "numpy")
+    session.run("python", "tools/golden_deepspeed.py", str(peers_python(session)), *session.posargs, env=QUIET_ENV)
+
+
 def peers_python(session: nox.Session) -> Path:
     """Python of the environment that holds the peers, made at first use."""
     folder = ROOT / ".nox" / "bench-peers"

@@ -88,6 +88,27 @@ def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
             "ds_core.checkpoint.foreign.deepspeed_zero:open_zero",
             "<tag>/*mp_rank_00_model_states.pt, the tag given or in the file latest",
         ),
+        CheckpointFormatEntry(
+            "deepspeed-universal",
+            "ds_core.checkpoint.foreign.deepspeed_universal:detect",
+            "ds_core.checkpoint.foreign.deepspeed_universal:open_universal",
+            "<tag>/zero, the tag given or in the file latest_universal",
+            specificity=90,
+        ),
+        CheckpointFormatEntry(
+            "torch-dcp",
+            "ds_core.checkpoint.foreign.torch_dcp:detect",
+            "ds_core.checkpoint.foreign.torch_dcp:open_dcp",
+            ".metadata of torch.distributed.checkpoint",
+            specificity=80,
+        ),
+        CheckpointFormatEntry(
+            "huggingface",
+            "ds_core.checkpoint.foreign.huggingface:detect",
+            "ds_core.checkpoint.foreign.huggingface:open_weights",
+            "*.safetensors or pytorch_model*.bin",
+            specificity=10,
+        ),
     ]
 
 

@@ -91,7 +91,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, space: UpdateSpace, reader
     """
     found = reader.value("optimizer")
     if found is None:
-        raise CheckpointError("the checkpoint holds no optimizer state; pass load_optimizer_states=False to go on")
+        raise CheckpointError(
+            "the checkpoint holds no optimizer state; pass load_module_only=True to take its weights, or "
+            "load_optimizer_states=False to take all else it has"
+        )
     check_family(found, optimizer)
     saved = _saved(reader)
     slots = {slot.name: slot for flat in space.flats for slot in flat.layout.slots if slot.numel}

@@ -10,7 +10,7 @@ from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.plain import number, plain
 from ds_core.checkpoint.foreign.records import Record
 
-__all__ = ["engine_state", "hyperparameters", "loss_scale"]
+__all__ = ["engine_state", "hyperparameters", "loss_scale", "updates"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,12 @@ def loss_scale(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(tolerance, int):
         found["tolerance"] = tolerance
     return found
+
+
+def updates(saved: Mapping[str, Any]) -> int:
+    """Updates that were applied, by an engine's dict."""
+    steps, skipped = saved.get("global_steps"), saved.get("skipped_steps")
+    return max(steps - (skipped if type(skipped) is int else 0), 0) if type(steps) is int else 0
 
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,12 @@ class DeepspeedFolder:
         return path.is_dir() and any(_MODEL.fullmatch(file.name) for file in path.glob("*_model_states.pt"))
 
     @classmethod
-    def find(cls, path: Path) -> DeepspeedFolder:
+    def find(cls, path: Path, *, merged: bool = False) -> DeepspeedFolder:
         """The folder.
+
+        Args:
+            path: of it.
+            merged: it is universal: parameters are whole, so of tensor-parallel ranks the first will do.
 
         Raises:
             CheckpointError: a rank's file is missing, or the model was split otherwise than over data-parallel ranks.
@@ -71,18 +75,18 @@ class DeepspeedFolder:
             found = next(iter(sorted(path.glob(pattern))), None)
             if found is not None:
                 raise CheckpointError(f"{path} was written by a model of {what} ({found.name}); {_MERGE}")
-        model = cls._ranked(path, _MODEL)
-        optimizer = cls._ranked(path, _OPTIMIZER)
+        model = cls._ranked(path, _MODEL, merged)
+        optimizer = cls._ranked(path, _OPTIMIZER, merged)
         if not model:
             raise CheckpointError(f"{path} has no file *mp_rank_00_model_states.pt")
         return cls(path, model, optimizer)
 
     @staticmethod
-    def _ranked(path: Path, pattern: re.Pattern[str]) -> list[Path]:
+    def _ranked(path: Path, pattern: re.Pattern[str], merged: bool) -> list[Path]:
         found: dict[int, Path] = {}
         for file in sorted(path.iterdir()):
             match = pattern.fullmatch(file.name)
-            if match is None:
+            if match is None or (merged and int(match[2])):
                 continue
             if int(match[2]):
                 raise CheckpointError(f"{path} was written by a tensor-parallel model ({file.name}); {_MERGE}")

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ds_core.checkpoint.foreign.deepspeed_engine import engine_state, hyperparameters, loss_scale
+from ds_core.checkpoint.foreign.deepspeed_engine import engine_state, hyperparameters, loss_scale, updates
 from ds_core.checkpoint.foreign.deepspeed_folder import DeepspeedFolder, named_tag
 from ds_core.checkpoint.foreign.deepspeed_shards import (
     Placed,
@@ -37,7 +37,7 @@ from ds_core.checkpoint.foreign.positional import PositionalSource
 from ds_core.checkpoint.foreign.stored import StoredTensor
 from ds_core.errors import CheckpointError
 
-__all__ = ["detect", "open_zero"]
+__all__ = ["add_frozen", "detect", "open_zero"]
 
 FORMAT = "deepspeed"
 
@@ -68,22 +68,21 @@ def open_zero(directory: Path, tag: str, strict: bool) -> IndexedSource:
     if not optimizers:
         source = PositionalSource(path, FORMAT, strict)
         _add_module(source, models[0], folder.model[0])
-        source.take(models[0].get("optimizer"), _trainable(models[0]), _taken(models[0]))
+        source.take(models[0].get("optimizer"), _trainable(models[0]), updates(models[0]))
     else:
         source = IndexedSource(path, FORMAT, strict)
         _check_ranks(folder, optimizers)
         shapes = parameter_shapes(models[0], folder.model[0])
         if "fp32_flat_groups" in optimizers[0]:
-            _add_frozen(source, models, folder)
+            add_frozen(source, models, folder)
             names = _add_stage3(source, models[0], optimizers, shapes)
         else:
             _add_module(source, models[0], folder.model[0])
             names = _add_stage12(source, models[0], optimizers, shapes, folder)
         _add_settings(source, optimizers[0], names, models[0])
         shared = models[0].get("shared_params")
-        known = set(source.keys())
         for name, of in shared.items() if isinstance(shared, dict) else ():
-            if f"model/{name}" not in known and f"model/{of}" in known:
+            if f"model/{name}" not in source and f"model/{of}" in source:
                 source.alias(f"model/{name}", f"model/{of}")
     engine_state(source, models[0])
     source.seal()
@@ -103,7 +102,7 @@ def _add_module(source: IndexedSource, saved: States, path: Path) -> None:
             source.add(f"model/{name}", tensor)
 
 
-def _add_frozen(source: IndexedSource, models: list[dict[str, Any]], folder: DeepspeedFolder) -> None:
+def add_frozen(source: IndexedSource, models: list[dict[str, Any]], folder: DeepspeedFolder) -> None:
     """Buffers, and frozen parameters from every rank's part."""
     buffers = set(models[0].get("buffer_names") or ())
     for name, tensor in models[0]["module"].items():
@@ -186,7 +185,7 @@ def _add_settings(source: IndexedSource, saved: States, flats: list[list[int]], 
     groups = base.get("param_groups") if isinstance(base, dict) else None
     listed = [hyperparameters(group) for group in groups] if isinstance(groups, list) else [{} for _ in flats]
     source.values["optimizer"] = {"type": None, "groups": listed}
-    taken = _taken(model)
+    taken = updates(model)
     counted = [group.get("step") for group in groups] if isinstance(groups, list) else []
     for scalars in source.values.setdefault("optimizer_scalars", {}).values():
         step = scalars.get("step", {}).get("tensor") or next((c for c in counted if isinstance(c, int) and c), taken)
@@ -234,12 +233,6 @@ def _tensor(value: Any) -> StoredTensor:
     if not isinstance(value, StoredTensor):
         raise CheckpointError(f"a flat group of masters is a {type(value).__name__}, not a tensor")
     return value
-
-
-def _taken(saved: States) -> int:
-    """Updates that were applied."""
-    steps, skipped = saved.get("global_steps"), saved.get("skipped_steps")
-    return max(steps - (skipped if type(skipped) is int else 0), 0) if type(steps) is int else 0
 
 
 def _trainable(saved: States) -> dict[str, StoredTensor]:

@@ -59,7 +59,7 @@ class IndexedSource:
         known = self._tensors.setdefault(key, _Logical(dtype, tuple(shape)))
         if known.shape != tuple(shape) or math.prod(piece.frame) != math.prod(shape) or not piece.fits:
             raise CheckpointError(
-                f"{piece.tensor.storage.window.path} has a part of {key!r} that does not fit: {piece.size} at "
+                f"{piece.tensor.path} has a part of {key!r} that does not fit: {piece.size} at "
                 f"{piece.offset} of {tuple(shape)}, elsewhere {known.shape}; the checkpoint is damaged"
             )
         known.pieces.append(piece)
@@ -81,6 +81,9 @@ class IndexedSource:
                 raise CheckpointError(f"checkpoint {self.path} has {have} of the {numel} elements of {key!r}; {state}")
 
     # ---- reading
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
 
     def keys(self) -> Sequence[str]:
         """Names of all logical tensors."""

@@ -255,8 +255,8 @@ class _Machine:
         for part in (state, slots):
             if type(part) is dict and all(type(name) is str for name in part):
                 target.attributes.update(part)
-            elif target.name.startswith("numpy.") and type(part) is tuple:
-                target.attributes["state"] = part
+            elif type(part) is tuple:
+                target.state = part
             elif part is not None:
                 raise CheckpointError(f"the state of a {target.name} is a {type(part).__name__}")
 

@@ -6,15 +6,30 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from ds_core.checkpoint.foreign.stored import StoredTensor
-
-__all__ = ["Piece", "flat_piece"]
+__all__ = ["Elements", "Piece", "flat_piece"]
 
 BLOCK_NUMEL = 1 << 22
 """Elements that are buffered at a time where rows of a box are dealt to their places."""
+
+
+class Elements(Protocol):
+    """Elements in a file, in row-major order."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def numel(self) -> int:
+        """How many there are."""
+
+    def read(self, out: torch.Tensor, start: int = 0) -> None:
+        """Fills 1-D `out` with elements from `start` on, cast to its dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +47,7 @@ class Piece:
     frame: tuple[int, ...]
     offset: tuple[int, ...]
     size: tuple[int, ...]
-    tensor: StoredTensor
+    tensor: Elements
     at: int = 0
 
     @property
@@ -85,7 +100,7 @@ class Piece:
         return found
 
 
-def flat_piece(numel: int, start: int, count: int, tensor: StoredTensor, at: int = 0) -> Piece:
+def flat_piece(numel: int, start: int, count: int, tensor: Elements, at: int = 0) -> Piece:
     """Elements ``start <= i < start + count`` of a logical tensor of `numel` elements."""
     return Piece((numel,), (start,), (count,), tensor, at)
 

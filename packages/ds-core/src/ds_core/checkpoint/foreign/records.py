@@ -35,11 +35,19 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is not here: its name, what it was made of, and its attributes. Does nothing."""
+    """An object of a class that is not here: its name, what it was made of, and its attributes. Does nothing.
+
+    Attributes:
+        name: of the class.
+        args: what the object was to be made of.
+        attributes: by name; a plain dict.
+        state: what the object was to make its attributes of, where that is a tuple.
+    """
 
     name: str
     args: tuple[Any, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
+    state: tuple[Any, ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""

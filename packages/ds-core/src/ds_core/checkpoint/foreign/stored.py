@@ -6,6 +6,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -63,6 +64,11 @@ class StoredTensor:
                 f"{storage.numel} elements"
             )
         return cls(storage, offset, tuple(shape), tuple(stride))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.storage.window.path
 
     @property
     def dtype(self) -> torch.dtype:
