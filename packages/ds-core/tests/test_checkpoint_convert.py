@@ -232,3 +232,32 @@ def test_a_parameter_of_two_names_comes_in_and_goes_out_once(tmp_path):
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == {"embed"}
     whole = get_fp32_state_dict_from_zero_checkpoint(tmp_path)
     assert whole["head"] is whole["embed"]
+
+
+def test_weights_of_hugging_face_come_in_and_are_listed(ds, folder, tmp_path):
+    weights = tmp_path / "weights"
+    assert ds("export", folder, weights, "--dtype", "keep", "--max-shard-size", "100B")[0] == 0
+    listed = json.loads(ds("ls", weights, "--json")[1])["checkpoints"]
+    assert [(row["format"], row["tag"], row["is_latest"]) for row in listed] == [("huggingface", "", True)]
+    assert ds("verify", weights)[0] == 0
+    assert ds("import", weights, tmp_path / "in")[0] == 0
+    assert ds("diff", weights, tmp_path / "in")[0] == 0
+    assert ds("diff", tmp_path / "in", folder, "--tensors", "model/*")[0] == 0
+    engine = build()
+    engine.load_checkpoint(tmp_path / "in", load_module_only=True)
+    for name, tensor in engine.module.state_dict().items():
+        assert torch.equal(tensor, open_source(folder).full(f"model/{name}"))
+
+
+def test_a_folder_of_torchs_own_format_comes_in(ds, tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    state = {"model": {"weight": torch.arange(12.0).view(3, 4), "bias": torch.arange(3)}}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp")
+    assert ds("import", tmp_path / "dcp", tmp_path / "in")[0] == 0
+    found = open_source(tmp_path / "in")
+    assert {key: found.full(key).tolist() for key in found.keys()} == {  # noqa: SIM118
+        "model/weight": state["model"]["weight"].tolist(),
+        "model/bias": state["model"]["bias"].tolist(),
+    }
+    assert found.manifest.plan == {"imported_from": "torch-dcp"}

@@ -54,13 +54,14 @@ _IMPLEMENTATION = frozenset(
 
 
 def engine_state(source: IndexedSource, saved: Mapping[str, Any]) -> None:
-    """Fills the source's counters, client state and schedule from the dict of a model states file."""
+    """Fills the source's counters, client state, schedule and names from the dict of a model states file."""
     left_out: list[str] = []
     counters = {name: saved.get(name) for name in ("global_steps", "global_samples", "skipped_steps")}
     known = {name: int(value) for name, value in counters.items() if isinstance(value, int | float)}
     if "global_steps" in known:
         known["micro_steps"] = known["global_steps"] * _accumulation(saved)
     source.counters = known
+    source.values["module"] = _names(saved)
     extra = {key: value for key, value in saved.items() if key not in _OWN}
     source.client_state = plain(extra, "client_state", left_out)
     if saved.get("lr_scheduler") is not None:
@@ -73,6 +74,18 @@ def engine_state(source: IndexedSource, saved: Mapping[str, Any]) -> None:
             ", ".join(left_out[:5]),
             more,
         )
+
+
+def _names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Which parameters were frozen, where that is told, and further names of those that have several."""
+    shared, groups = saved.get("shared_params"), saved.get("param_shapes")
+    tied = {str(name): str(of) for name, of in shared.items()} if isinstance(shared, dict) else {}
+    if not groups:
+        return {"tied": tied}
+    trained = [name for group in (groups if isinstance(groups, list) else [groups]) for name in group]
+    others = {*(saved.get("buffer_names") or ()), *tied, *trained}
+    listed = dict.fromkeys([*(saved.get("module") or ()), *(saved.get("frozen_param_shapes") or ())])
+    return {"frozen": [name for name in listed if name not in others], "tied": tied}
 
 
 def _accumulation(saved: Mapping[str, Any]) -> int:
