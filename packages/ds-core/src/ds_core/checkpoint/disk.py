@@ -79,9 +79,12 @@ class Disk:
         path.mkdir(parents=True)
 
     def remove_folder(self, path: Path) -> None:
-        """Deletes a folder with all that is in it; nothing when it is not there."""
+        """Deletes a folder with all that is in it, of a link the link; nothing when it is not there."""
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
 
     def remove(self, path: Path) -> None:
         """Deletes a file; nothing when it is not there."""

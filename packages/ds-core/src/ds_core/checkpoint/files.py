@@ -120,10 +120,10 @@ def read_whole(path: Path, limit_bytes: int, disk: Disk = DISK) -> bytes:
     try:
         found = bytearray()
         chunk = memoryview(bytearray(1 << 20))
-        while count := disk.read(fd, chunk, len(found)):
+        if disk.length(fd) > limit_bytes:
+            raise CheckpointError(f"{path} is longer than {limit_bytes} bytes, which no such file is")
+        while len(found) <= limit_bytes and (count := disk.read(fd, chunk, len(found))):
             found += chunk[:count]
-            if len(found) > limit_bytes:
-                raise CheckpointError(f"{path} is longer than {limit_bytes} bytes, which no such file is")
         return bytes(found)
     finally:
         disk.close(fd)

@@ -78,19 +78,25 @@ def tags(root: Path) -> dict[str, Path]:
 
 
 def complete(root: Path) -> dict[str, Path]:
-    """Folder of every complete checkpoint, by tag."""
-    return {tag: path for tag, path in tags(root).items() if (path / MANIFEST).is_file()}
+    """Folder of every complete checkpoint, by tag, but for links that lead out of the folder."""
+    return {tag: path for tag, path in tags(root).items() if (path / MANIFEST).is_file() and not _leads_out(path)}
+
+
+def _leads_out(path: Path) -> bool:
+    return path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve())
 
 
 def find(root: Path, tag: str) -> Path:
     """The folder of a tag.
 
     Raises:
-        CheckpointError: there is none; the message lists those there are.
+        CheckpointError: there is none, and the message lists those there are; or it leads out of the folder.
     """
     known = tags(root)
     if check_tag(tag) not in known:
         raise CheckpointError(f"no checkpoint {tag!r} in {root}; there are: {', '.join(known) or 'none'}")
+    if _leads_out(known[tag]):
+        raise CheckpointError(f"{known[tag]} is a symbolic link out of {root}; load it from where it is")
     return known[tag]
 
 
@@ -140,7 +146,10 @@ def newest(directory: str | Path) -> str | None:
 
 def _made(path: Path) -> str | None:
     """When a checkpoint was written, as its manifest says; None for one saved with ``save_latest=False``."""
-    fd = DISK.open(path / MANIFEST)
+    try:
+        fd = DISK.open(path / MANIFEST)
+    except CheckpointError:
+        return None  # no regular file: said by who opens it
     try:
         head = bytearray(_HEAD_BYTES)
         count = DISK.read(fd, memoryview(head), 0)

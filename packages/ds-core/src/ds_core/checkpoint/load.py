@@ -12,6 +12,7 @@ from ds_core import comm
 from ds_core.checkpoint.background import settle
 from ds_core.checkpoint.files import LATEST
 from ds_core.checkpoint.native import older
+from ds_core.checkpoint.plausible import check_kinds, distrusting
 from ds_core.checkpoint.policy import LoadPolicy
 from ds_core.checkpoint.renamed import Renamed, names_of
 from ds_core.checkpoint.source import Source
@@ -131,14 +132,17 @@ def restore(
 
     def check() -> None:
         for part in parts:
+            plan = part.state_plan()
+            for name, own in plan.values.items() if plan is not None else ():
+                check_kinds(own, reader.value(name), f"its value {name}")
             part.check_state(reader)
 
     def take() -> None:
         for part in parts:
             part.load_state(reader)
 
-    together("take this state, and nothing was changed", source.path, check)
-    together("load its share; the engine is half loaded and must not go on", source.path, take)
+    together("take this state, and nothing was changed", source.path, distrusting(check))
+    together("load its share; the engine is half loaded and must not go on", source.path, distrusting(take))
     for share in overrides(parts, "state_loaded"):
         share()
     if custom_load_fn is not None and "module" in kinds:

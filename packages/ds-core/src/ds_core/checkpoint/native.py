@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ds_core.checkpoint.files import MANIFEST
-from ds_core.checkpoint.folder import complete, find, newest
+from ds_core.checkpoint.files import MANIFEST, data_name
+from ds_core.checkpoint.folder import complete, find, newest, tags
 from ds_core.checkpoint.reader import CheckpointReader
 from ds_core.errors import CheckpointError
 
@@ -14,7 +15,9 @@ __all__ = ["detect", "older", "open_native"]
 
 def detect(directory: Path, tag: str | None) -> str | None:
     """The tag, where there is a checkpoint of this format under it."""
-    known = complete(directory)
+    # Data without a manifest is of this format, too, and so is a manifest that is no file: `open_native` says so.
+    names = (MANIFEST, data_name(0))
+    known = [found for found, path in tags(directory).items() if any(os.path.lexists(path / name) for name in names)]
     if tag is not None:
         return tag if tag in known else None
     return newest(directory) if known else None

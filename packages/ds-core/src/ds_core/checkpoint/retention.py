@@ -10,6 +10,7 @@ from ds_core.checkpoint.disk import DISK, Disk
 from ds_core.checkpoint.files import MANIFEST, read_whole
 from ds_core.checkpoint.folder import complete, latest_tag, working_folder
 from ds_core.checkpoint.manifest import LIMIT_BYTES
+from ds_core.errors import CheckpointError
 
 __all__ = ["Retention", "doomed", "prune"]
 
@@ -27,12 +28,17 @@ class Retention(NamedTuple):
 
 
 def doomed(root: Path, retention: Retention, *, keep: str | None = None) -> list[Path]:
-    """Complete checkpoints the policy does not keep, oldest first; never `keep`, nor the one ``latest`` names."""
+    """Complete checkpoints the policy does not keep, oldest first.
+
+    Never `keep`, the one that ``latest`` names, links, nor what they lead to.
+    """
     if retention.keep_last is None:
         return []
-    found = complete(root)
+    all_found = complete(root)
+    found = {tag: path for tag, path in all_found.items() if not path.is_symlink()}
     order = sorted(found, key=lambda tag: ((found[tag] / MANIFEST).stat().st_mtime_ns, tag))
     kept = {*order[-retention.keep_last :], keep, latest_tag(root)}
+    kept |= {path.resolve().name for path in all_found.values() if path.is_symlink()}
     return [found[tag] for tag in order if tag not in kept and not _is_milestone(found[tag], retention.keep_every)]
 
 
@@ -62,5 +68,5 @@ def _is_milestone(path: Path, every: int | None) -> bool:
     try:
         steps = json.loads(read_whole(path / MANIFEST, LIMIT_BYTES))["counters"]["global_steps"]
         return bool(steps % every == 0)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
         return True  # what cannot be read is not ours to delete

@@ -126,7 +126,9 @@ class WatchedDisk(Disk):
 
     def remove_folder(self, path: Path) -> None:
         """As `Disk.remove_folder`, an entry at a time."""
-        if path.is_dir():
+        if path.is_symlink():
+            self.remove(path)
+        elif path.is_dir():
             for entry in sorted(path.iterdir()):
                 self.remove(entry)
             self._tell("remove_empty", path)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ds_core.checkpoint.disk import DISK, Disk
+from ds_core.checkpoint.files import LATEST
 from ds_core.checkpoint.liveness import PATIENCE_S
 from ds_core.checkpoint.retention import Retention
 from ds_core.checkpoint.save import SaveOptions, Saver
@@ -107,7 +108,7 @@ def load(root: Path, tag: str | None = None) -> tuple[str, int] | None:
         CheckpointError: it cannot be trusted.
         AssertionError: it is not to the bit a state that was saved.
     """
-    if tag is None and recognize(root) is None:
+    if tag is None and recognize(root) is None and not (root / LATEST).exists():
         return None
     source: Any = open_source(root, tag)
     try:
