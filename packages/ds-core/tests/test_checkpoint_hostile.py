@@ -5,7 +5,6 @@ Hashes are no signatures: whoever can change a checkpoint can make them fit. So 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
@@ -16,56 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-import ds_core
-from ds_core.checkpoint.manifest import BLOCK_BYTES, block_digest
-from ds_core.checkpoint.sources import open_source
 from ds_core.errors import CheckpointError
+from ds_core.testing.forgery import Content, forge, forge_header, header, read, sealed
 from ds_core.testing.saves import load, save
 
 DATA = "rank-00000.safetensors"
 KEY = "model/weight"
-Content = dict[str, Any]
-
-
-def sealed(payload: bytes) -> bytes:
-    """The manifest with the hash that fits."""
-    place = payload.find(b'"xxh3_64": "') + 12
-    blank = payload[:place] + b"0" * 16 + payload[place + 16 :]
-    return blank[:place] + block_digest(blank).encode() + blank[place + 16 :]
-
-
-def read(step: Path) -> Content:
-    content: Content = json.loads((step / "manifest.json").read_bytes())
-    return content
-
-
-def forge(step: Path, content: Content) -> None:
-    (step / "manifest.json").write_bytes(sealed(json.dumps(content).encode()))
-
-
-def forge_data(step: Path, payload: bytes) -> None:
-    """Puts in a data file, with its length and hashes in the manifest."""
-    (step / DATA).write_bytes(payload)
-    content = read(step)
-    blocks = [payload[start : start + BLOCK_BYTES] for start in range(0, len(payload), BLOCK_BYTES)]
-    content["files"][DATA] = {"bytes": len(payload), "blocks": [block_digest(block) for block in blocks]}
-    forge(step, content)
-
-
-def header(step: Path) -> tuple[Content, bytes]:
-    """The header of the data file, and what follows it."""
-    payload = (step / DATA).read_bytes()
-    length = int.from_bytes(payload[:8], "little")
-    found: Content = json.loads(payload[8 : 8 + length])
-    return found, payload[8 + length :]
-
-
-def forge_header(step: Path, text: bytes, rest: bytes, length: int | None = None) -> None:
-    forge_data(step, (len(text) if length is None else length).to_bytes(8, "little") + text + rest)
 
 
 # --- watching what a load does -------------------------------------------------------------------------------------
@@ -385,126 +341,6 @@ def test_latest_names_nothing_outside(step: Path, text: str) -> None:
 def test_a_long_latest_is_refused_unread(step: Path) -> None:
     os.truncate(step.parent / "latest", 1 << 40)
     refused(step, "latest")
-
-
-# --- whatever else -------------------------------------------------------------------------------------------------
-
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.text(max_size=8),
-    st.lists(st.integers(-1, 70), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-    st.sampled_from([2**31, 2**32, 2**62, 2**63, "../x", "/etc/passwd", "F64", "t0", "t1", DATA]),
-)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in items:
-        yield (*path, name)
-        yield from places(item, (*path, name))
-
-
-def changed(content: Content, data: st.DataObject) -> Content:
-    """A manifest in which something is another value, under another name, or gone."""
-    for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(list(places(content)) or [("new",)]))
-        here: Any = content
-        for name in path[:-1]:
-            here = here[name]
-        if data.draw(st.booleans()):
-            here[path[-1]] = data.draw(ODD)
-        elif isinstance(here, dict):
-            here[data.draw(st.text(max_size=4))] = here.pop(path[-1], None)
-        else:
-            del here[path[-1]]
-    return content
-
-
-def consumed(root: Path) -> None:
-    """Reads all that a checkpoint says it has."""
-    source = open_source(root)
-    source.verify()
-    for key in source.keys():  # noqa: SIM118 - a source is no dict
-        full = source.full(key)
-        assert (tuple(full.shape), full.dtype) == (source.shape(key), source.dtype(key))
-    source.close()
-
-
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@FUZZ
-@given(data=st.data())
-def test_any_change_of_a_manifest_is_refused_or_can_be_read(step: Path, data: st.DataObject) -> None:
-    whole = (step / "manifest.json").read_bytes()
-    try:
-        forge(step, changed(json.loads(whole), data))
-        with contextlib.suppress(CheckpointError):
-            consumed(step.parent)
-    finally:
-        (step / "manifest.json").write_bytes(whole)
-
-
-@FUZZ
-@given(data=st.data())
-def test_any_change_of_a_header_is_refused_or_can_be_read(step: Path, data: st.DataObject) -> None:
-    manifest, payload = (step / "manifest.json").read_bytes(), (step / DATA).read_bytes()
-    try:
-        found, rest = header(step)
-        forge_header(step, json.dumps(changed(found, data)).encode(), rest)
-        with contextlib.suppress(CheckpointError):
-            consumed(step.parent)
-    finally:
-        (step / "manifest.json").write_bytes(manifest)
-        (step / DATA).write_bytes(payload)
-
-
-def engine():
-    torch.manual_seed(0)
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 20}},
-    }
-    rows = torch.utils.data.TensorDataset(torch.ones(8, 4))
-    return ds_core.initialize(model=torch.nn.Linear(4, 3), training_data=rows, config=config)[0]
-
-
-def everything(made) -> str:
-    """All that a load could touch, comparable."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in made.optimizer.param_groups]
-    weights = [p.tolist() for p in made.module.parameters()]
-    return repr((weights, made.optimizer.state, groups, made.counters(), made.lr_scheduler.state_dict()))
-
-
-def test_any_change_of_what_an_engine_saved_is_refused_or_can_be_loaded(tmp_path: Path) -> None:
-    """Parts take values out of a checkpoint: of the wrong type, they are refused by CheckpointError as well."""
-    made = engine()
-    (rows,) = next(made._batches(None))
-    made.backward(made(rows).square().mean())
-    made.step()
-    made.save_checkpoint(tmp_path, tag="t", client_state={"epoch": 1})
-    made.wait_for_checkpoint()
-    whole = (tmp_path / "t" / "manifest.json").read_bytes()
-
-    @FUZZ
-    @given(data=st.data())
-    def attack(data: st.DataObject) -> None:
-        content = json.loads(whole)
-        part = data.draw(st.sampled_from(["values", "counters", "client_state", "tensors"]))
-        content[part] = changed(content[part], data)
-        forge(tmp_path / "t", content)
-        before = everything(made)
-        try:
-            made.load_checkpoint(tmp_path)
-        except CheckpointError as error:
-            assert "and nothing was changed" not in str(error) or everything(made) == before
-
-    attack()
 
 
 def test_the_same_tensors_are_there_without_an_attack(step: Path) -> None:
