@@ -81,6 +81,7 @@ def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
             "ds_core.checkpoint.native:detect",
             "ds_core.checkpoint.native:open_native",
             "<tag>/manifest.json, the tag given or in the file latest",
+            specificity=110,  # asked first, it says what is wrong with a file latest among checkpoints of its own
         ),
         CheckpointFormatEntry(
             "deepspeed",

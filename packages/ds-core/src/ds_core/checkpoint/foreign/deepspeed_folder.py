@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_core.checkpoint.files import read_whole
 from ds_core.checkpoint.foreign.torch_file import read_torch_file
 from ds_core.errors import CheckpointError
 
@@ -33,8 +34,8 @@ def named_tag(directory: Path, tag: str | None, latest: str = "latest") -> str |
     """
     if tag is None:
         try:
-            tag = (directory / latest).read_text()[:256].strip()
-        except (OSError, UnicodeDecodeError):
+            tag = read_whole(directory / latest, 4096).decode().strip()
+        except (OSError, UnicodeDecodeError, CheckpointError):
             return None
     if not tag or Path(tag).name != tag or tag.startswith(".") or "\0" in tag:
         raise CheckpointError(f"{directory} has a tag {tag[:80]!r}, which names no folder in it")
