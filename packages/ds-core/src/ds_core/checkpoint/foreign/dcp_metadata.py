@@ -119,7 +119,17 @@ def _places(folder: Path, storage: Mapping[Any, Any]) -> Places:
         if info.get("transform_descriptors"):
             raise CheckpointError(f"{folder / METADATA}: {name!r} was transformed (compressed), which is not read here")
         found[name, offset] = Chunk(folder / file, start, length)
+    _refuse_overlaps(found)
     return found
+
+
+def _refuse_overlaps(places: Places) -> None:
+    """Bytes that are listed many times would be read as many times: more than a checkpoint has."""
+    end, before = 0, Path()
+    for (name, _), chunk in sorted(places.items(), key=lambda item: (item[1].file, item[1].start)):
+        if chunk.start < 0 or chunk.length < 0 or (chunk.file == before and chunk.start < end):
+            raise CheckpointError(f"{chunk.file}: the bytes of {name!r} overlap those of another entry")
+        end, before = chunk.start + chunk.length, chunk.file
 
 
 def _place(places: Places, name: str, offset: tuple[int, ...]) -> Chunk:

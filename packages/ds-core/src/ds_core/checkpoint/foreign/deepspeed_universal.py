@@ -18,6 +18,7 @@ from ds_core.checkpoint.foreign.deepspeed_engine import engine_state, hyperparam
 from ds_core.checkpoint.foreign.deepspeed_folder import DeepspeedFolder, named_tag
 from ds_core.checkpoint.foreign.deepspeed_shards import parameter_shapes
 from ds_core.checkpoint.foreign.deepspeed_zero import add_frozen
+from ds_core.checkpoint.foreign.guard import understood
 from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.pieces import flat_piece
 from ds_core.checkpoint.foreign.plain import number
@@ -54,6 +55,11 @@ def open_universal(directory: Path, tag: str, strict: bool) -> IndexedSource:
         CheckpointError: files are missing or damaged.
     """
     path = directory / tag
+    with understood(path, FORMAT):
+        return _open(path, strict)
+
+
+def _open(path: Path, strict: bool) -> IndexedSource:
     folder = DeepspeedFolder.find(path, merged=True)
     models = [folder.read(file) for file in folder.model]
     source = IndexedSource(path, FORMAT, strict)

@@ -30,6 +30,7 @@ from ds_core.checkpoint.foreign.deepspeed_shards import (
     sharded,
     sliced,
 )
+from ds_core.checkpoint.foreign.guard import understood
 from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.pieces import flat_piece
 from ds_core.checkpoint.foreign.plain import number
@@ -61,6 +62,11 @@ def open_zero(directory: Path, tag: str, strict: bool) -> IndexedSource:
         CheckpointError: files are missing or damaged, or the model was split over more than data-parallel ranks.
     """
     path = directory / tag
+    with understood(path, FORMAT):
+        return _open(path, strict)
+
+
+def _open(path: Path, strict: bool) -> IndexedSource:
     folder = DeepspeedFolder.find(path)
     models = [folder.read(file) for file in folder.model]
     optimizers = [_optimizer_dict(file, folder.read(file)) for file in folder.optimizer]

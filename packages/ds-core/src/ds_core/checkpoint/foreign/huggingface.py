@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ds_core.checkpoint.foreign.guard import understood
 from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.stored import Storage, StoredTensor
 from ds_core.checkpoint.foreign.torch_file import read_torch_file
@@ -37,7 +38,11 @@ def open_weights(directory: Path, tag: str, strict: bool) -> IndexedSource:
     Raises:
         CheckpointError: a file is missing or damaged, or an index names what is not there.
     """
-    path = directory / tag
+    with understood(directory / tag, FORMAT):
+        return _open(directory / tag, strict)
+
+
+def _open(path: Path, strict: bool) -> IndexedSource:
     source = IndexedSource(path, FORMAT, strict)
     wanted: dict[str, str] | None = None
     for index_pattern, pattern in zip(_INDICES, _FILES, strict=True):

@@ -6,10 +6,10 @@ that build containers and scalars, and a table of names (records.py). It refuses
     - every global outside of the table and of the inert modules, before anything else happens with it;
     - calls (REDUCE, NEWOBJ) of anything but a table entry or an inert name, which gives a record, and opcodes of
       extension registries, old-style instances, out-of-band buffers and persistent names that are text;
-    - state (BUILD) for anything but a record, a dict (whose attributes are dropped), or a numpy array's record;
+    - state (BUILD) for anything but a record, or a dict (whose attributes are dropped);
     - keys that are not scalars, tuples of scalars or records, since hashing nested tuples takes exponential time;
-    - more than `MAX_BYTES` of pickle, `MAX_STEPS` opcodes, storages and views outside of their file (stored.py,
-      torch_file.py).
+    - more than `MAX_BYTES` of pickle, `MAX_STEPS` opcodes or `MAX_OBJECTS` containers, which keeps memory below 2 GB;
+    - storages and views of them outside of their file (stored.py, torch_file.py).
 Values that refer to each other many times, or to themselves, stay what they are; who walks them limits depth and number
 (plain.py).
 """
@@ -25,12 +25,14 @@ from ds_core.checkpoint.foreign.records import CALLS, INERT, Global, Record, cal
 from ds_core.checkpoint.foreign.window import Window
 from ds_core.errors import CheckpointError
 
-__all__ = ["MAX_BYTES", "MAX_STEPS", "read_pickle"]
+__all__ = ["MAX_BYTES", "MAX_OBJECTS", "MAX_STEPS", "read_pickle"]
 
 MAX_BYTES = 256 << 20
 """Longest pickle that is read; tensors are not in it, only their descriptions."""
-MAX_STEPS = 16_000_000
+MAX_STEPS = 32_000_000
 """Most opcodes that are followed."""
+MAX_OBJECTS = 6_000_000
+"""Most containers, records and tensors that are made."""
 _BUFFER_BYTES = 1 << 16
 
 PersistentLoad = Callable[[Any], Any]
@@ -118,9 +120,14 @@ class _Machine:
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._made = 0
 
     def step(self, name: str, argument: Any) -> None:
         """Follows one opcode."""
+        if name in _CONTAINERS:
+            self._made += 1
+            if self._made > MAX_OBJECTS:
+                raise CheckpointError(f"it makes more than {MAX_OBJECTS} objects")
         if name in _PUSH:
             self._stack.append(argument)
         elif name in _MAKE:
@@ -311,6 +318,9 @@ _MAKE: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": set,
 }
+_CONTAINERS = frozenset(
+    ("MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ")
+)
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}

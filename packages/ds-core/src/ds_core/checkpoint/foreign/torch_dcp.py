@@ -20,6 +20,7 @@ import torch
 from ds_core.checkpoint.foreign.dcp_metadata import METADATA, Chunk, Item, items, read_metadata
 from ds_core.checkpoint.foreign.deepspeed_engine import hyperparameters
 from ds_core.checkpoint.foreign.deepspeed_folder import named_tag
+from ds_core.checkpoint.foreign.guard import understood
 from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.pieces import Piece
 from ds_core.checkpoint.foreign.plain import plain
@@ -56,7 +57,8 @@ def open_dcp(directory: Path, tag: str, strict: bool) -> IndexedSource:
     Raises:
         CheckpointError: the metadata is damaged, or a tensor is not whole.
     """
-    return DcpSource(directory / tag, strict)
+    with understood(directory / tag, FORMAT):
+        return DcpSource(directory / tag, strict)
 
 
 @dataclass(frozen=True, slots=True)
