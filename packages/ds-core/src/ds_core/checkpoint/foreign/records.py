@@ -163,6 +163,22 @@ def _tensor(
     return StoredTensor.of(storage, offset, _integers(size), _integers(stride))
 
 
+def _typed_tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> StoredTensor:
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+        raise TypeError("a tensor needs a storage and a dtype")
+    numel = storage.numel * storage.dtype.itemsize // dtype.itemsize
+    return _tensor(Storage(storage.window, dtype, numel), offset, size, stride)
+
+
 def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None, state: Any = None) -> StoredTensor:
     if not isinstance(data, StoredTensor):
         raise TypeError("a parameter needs a tensor")
@@ -296,6 +312,7 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch", "device"): _device,
     _TENSOR_V2: _tensor,
     Global("torch._utils", "_rebuild_tensor"): _tensor,
+    Global("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     _PARAMETER: _parameter,
     Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     Global("torch._tensor", "_rebuild_from_type_v2"): _of_type,
