@@ -330,7 +330,7 @@ def test_what_is_no_regular_file_is_refused(folder):
 @pytest.mark.parametrize("tag", ["../run/step1", "/etc", ".."])
 def test_a_tag_that_leaves_the_folder_is_refused(folder, tag):
     (folder.parent / "latest").write_text(tag)
-    with pytest.raises(CheckpointError, match=r"names no folder in it|cannot name a directory"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in"):
         open_source(folder.parent)
 
 

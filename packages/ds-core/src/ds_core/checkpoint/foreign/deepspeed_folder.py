@@ -15,6 +15,7 @@ __all__ = ["DeepspeedFolder", "named_tag"]
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+MAX_TAG = 200
 _ELSEWHERE = {
     "layer_*-model_*states.pt": "pipeline stages",
     "*expert_*_model_states.pt": "experts",
@@ -27,19 +28,14 @@ _MERGE = (
 
 
 def named_tag(directory: Path, tag: str | None, latest: str = "latest") -> str | None:
-    """`tag`, or the one that the file `latest` names; None when there is neither.
-
-    Raises:
-        CheckpointError: it leaves the folder.
-    """
+    """`tag`, or the one that the file `latest` names; None when there is neither, or it names no folder in this one."""
     if tag is None:
         try:
             tag = read_whole(directory / latest, 4096).decode().strip()
         except (OSError, UnicodeDecodeError, CheckpointError):
             return None
-    if not tag or Path(tag).name != tag or tag.startswith(".") or "\0" in tag:
-        raise CheckpointError(f"{directory} has a tag {tag[:80]!r}, which names no folder in it")
-    return tag
+    is_name = 0 < len(tag) <= MAX_TAG and Path(tag).name == tag and not tag.startswith(".") and "\0" not in tag
+    return tag if is_name else None
 
 
 @dataclass(frozen=True, slots=True)

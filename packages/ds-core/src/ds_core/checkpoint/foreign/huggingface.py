@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ds_core.checkpoint.foreign.deepspeed_folder import named_tag
 from ds_core.checkpoint.foreign.guard import understood
 from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.stored import Storage, StoredTensor
@@ -24,7 +25,7 @@ _MAX_INDEX_BYTES = 256 << 20
 
 def detect(directory: Path, tag: str | None) -> str | None:
     """``""`` where `directory` has weights; with a tag, the tag where its folder has."""
-    if tag is not None and (Path(tag).name != tag or tag in ("", ".", "..")):
+    if tag is not None and named_tag(directory, tag) is None:
         return None
     folder = directory / (tag or "")
     found = [file for pattern in (*_INDICES, *_FILES) for file in folder.glob(pattern)] if folder.is_dir() else []
