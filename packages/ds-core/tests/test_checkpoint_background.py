@@ -17,7 +17,7 @@ from torch import nn
 
 import ds_core
 from ds_core.checkpoint import CheckpointReader, Disk, complete, newest
-from ds_core.checkpoint.folder import OWNER
+from ds_core.checkpoint.storage.folder import OWNER
 from ds_core.errors import CheckpointError
 from ds_core.testing import RankDied, run_ranks
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from ds_core.checkpoint.blocks import BlockPool, BlockSink, SinkClosedError
-from ds_core.checkpoint.manifest import BLOCK_BYTES
+from ds_core.checkpoint.saving.blocks import BlockPool, BlockSink, SinkClosedError
+from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
 
 
 class Reader:

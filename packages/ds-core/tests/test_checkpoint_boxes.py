@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_core.checkpoint.boxes import Box, cut, intersect, runs, span, within
+from ds_core.checkpoint.storage.boxes import Box, cut, intersect, runs, span, within
 
 shapes = st.lists(st.integers(1, 4), max_size=4).map(tuple)
 

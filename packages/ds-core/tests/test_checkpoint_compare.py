@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint import compare as module
 from ds_core.checkpoint import open_source
-from ds_core.checkpoint.compare import common_bytes, compare
-from ds_core.checkpoint.export import export_weights
+from ds_core.checkpoint.manage import compare as module
+from ds_core.checkpoint.manage.compare import common_bytes, compare
+from ds_core.checkpoint.weights.export import export_weights
 
 
 class Held:

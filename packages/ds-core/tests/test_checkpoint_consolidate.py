@@ -12,13 +12,13 @@ from torch import nn
 
 import ds_core
 from ds_core.checkpoint import Disk, open_source
-from ds_core.checkpoint.consolidate import (
+from ds_core.checkpoint.weights.consolidate import (
     convert_zero_checkpoint_to_fp32_state_dict,
     get_fp32_state_dict_from_zero_checkpoint,
     load_state_dict_from_zero_checkpoint,
     to_torch_tensor,
 )
-from ds_core.checkpoint.export import export_weights
+from ds_core.checkpoint.weights.export import export_weights
 from ds_core.errors import CheckpointError
 from ds_core.testing import run_ranks
 from ds_core.utils import safe_get_full_fp32_param

@@ -12,10 +12,10 @@ from torch import nn
 
 import ds_core
 from ds_core.checkpoint import Disk, get_fp32_state_dict_from_zero_checkpoint, open_source
-from ds_core.checkpoint import convert as module
-from ds_core.checkpoint.compare import compare
-from ds_core.checkpoint.convert import source_bytes, write_source
-from ds_core.checkpoint.export import export_weights
+from ds_core.checkpoint.manage import convert as module
+from ds_core.checkpoint.manage.compare import compare
+from ds_core.checkpoint.manage.convert import source_bytes, write_source
+from ds_core.checkpoint.weights.export import export_weights
 from ds_core.cli import main
 from ds_core.errors import CheckpointError
 
@@ -197,7 +197,7 @@ class Full(Disk):
 
 
 def test_a_failed_import_leaves_nothing_and_holds_nobody_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("ds_core.checkpoint.stream.STREAMING_BLOCKS", 1)
+    monkeypatch.setattr("ds_core.checkpoint.saving.stream.STREAMING_BLOCKS", 1)
     with pytest.raises(OSError, match="No space left"):
         write_source(Large(), tmp_path, "t", disk=Full())
     assert list(tmp_path.iterdir()) == []

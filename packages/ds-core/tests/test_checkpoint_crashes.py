@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_core.checkpoint.folder import complete, leftovers
+from ds_core.checkpoint.storage.folder import complete, leftovers
 from ds_core.errors import CheckpointError, CommError
 from ds_core.testing import run_ranks
 from ds_core.testing.disks import Operation, WatchedDisk, killing_at

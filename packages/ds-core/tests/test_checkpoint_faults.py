@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint.folder import complete, leftovers
+from ds_core.checkpoint.storage.folder import complete, leftovers
 from ds_core.errors import CheckpointError
 from ds_core.testing import run_ranks
 from ds_core.testing.disks import Operation, WatchedDisk, failing_at

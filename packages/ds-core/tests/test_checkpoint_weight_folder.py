@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ds_core.checkpoint import Disk
-from ds_core.checkpoint.room import check_room
-from ds_core.checkpoint.tensor_writer import TensorEntry, TensorWriter
-from ds_core.checkpoint.weight_folder import WeightFile, WeightFolder, parse_size, plan_folder
+from ds_core.checkpoint.storage.room import check_room
+from ds_core.checkpoint.weights.folder import WeightFile, WeightFolder, parse_size, plan_folder
+from ds_core.checkpoint.weights.tensor_writer import TensorEntry, TensorWriter
 from ds_core.errors import CheckpointError, ConfigError
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint import catalog, open_source
-from ds_core.checkpoint.folder import Leftover, owner
+from ds_core.checkpoint import open_source
+from ds_core.checkpoint.manage import catalog
+from ds_core.checkpoint.storage.folder import Leftover, owner
 from ds_core.cli import main
 from ds_core.cli._progress import human_bytes, progress
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ds_core
-from ds_core.checkpoint.policy import make_policy
+from ds_core.checkpoint.loading.policy import make_policy
 from ds_core.errors import CheckpointError
 
 

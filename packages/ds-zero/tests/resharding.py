@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import ds_core
 from ds_core import comm
 from ds_core.checkpoint import CheckpointReader
-from ds_core.checkpoint.save import collect
+from ds_core.checkpoint.saving.saver import collect
 
 ROWS = 60
 

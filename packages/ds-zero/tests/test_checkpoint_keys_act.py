@@ -12,7 +12,7 @@ from torch import nn
 
 import ds_core
 from ds_core.checkpoint import latest_tag
-from ds_core.checkpoint.manifest import BLOCK_BYTES
+from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
 from ds_core.config import Facts, load, resolve
 from ds_core.errors import CheckpointError, Preempted
 from ds_core.testing import run_ranks

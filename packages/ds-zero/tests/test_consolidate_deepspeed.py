@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ds_core.checkpoint import get_fp32_state_dict_from_zero_checkpoint, open_source
-from ds_core.checkpoint.compare import compare
+from ds_core.checkpoint.manage.compare import compare
 from ds_core.cli import main
 
 GOLDEN = Path(__file__).parent / "golden" / "deepspeed"

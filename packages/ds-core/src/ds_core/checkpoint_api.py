@@ -89,7 +89,7 @@ class CheckpointApi:
         save_latest: bool = True,
         exclude_frozen_parameters: bool = False,
     ) -> bool:
-        """Writes a checkpoint; call on all ranks. See `ds_core.checkpoint.save.Saver.save`.
+        """Writes a checkpoint; call on all ranks. See `ds_core.checkpoint.saving.saver.Saver.save`.
 
         With ``checkpoint.asynchronous`` it returns when the state is copied; `wait_for_checkpoint` returns when it is
         on disk. A write that failed is told by the next `step`, save or load.
@@ -205,8 +205,8 @@ class CheckpointApi:
     ) -> bool:
         """Writes the full weights as one safetensors file from the first rank; call on all ranks.
 
-        One unit is gathered at a time; see `ds_core.checkpoint.weights`. False, and nothing is written, at stage 3 with
-        ``gather_16bit_weights_on_model_save`` false.
+        One unit is gathered at a time; see `ds_core.checkpoint.weights.engine_weights`. False, and nothing is written,
+        at stage 3 with ``gather_16bit_weights_on_model_save`` false.
         """
         if self._whole.zero_optimization_stage() == 3 and not self.zero_gather_16bit_weights_on_model_save():
             return False
@@ -227,7 +227,7 @@ class CheckpointApi:
     ) -> None:
         """Writes a folder that ``from_pretrained`` of transformers loads, at any time; call on all ranks.
 
-        See `ds_core.checkpoint.weights.export_folder` for the arguments.
+        See `ds_core.checkpoint.weights.engine_weights.export_folder` for the arguments.
         """
         checkpoint.export_folder(
             self._whole,

@@ -42,16 +42,16 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from ds_core.checkpoint.boxes import Box, runs
-from ds_core.checkpoint.commit import Header, commit
-from ds_core.checkpoint.disk import DISK, Disk
-from ds_core.checkpoint.files import check_tag, data_name, to_json
-from ds_core.checkpoint.folder import working_folder
-from ds_core.checkpoint.planner import box_of, item_for
-from ds_core.checkpoint.reader import CheckpointReader
-from ds_core.checkpoint.save import clear_leftovers
-from ds_core.checkpoint.share import Written, lay_out
-from ds_core.checkpoint.stream import stream
+from ds_core.checkpoint.saving.commit import Header, commit
+from ds_core.checkpoint.saving.planner import box_of, item_for
+from ds_core.checkpoint.saving.saver import clear_leftovers
+from ds_core.checkpoint.saving.share import Written, lay_out
+from ds_core.checkpoint.saving.stream import stream
+from ds_core.checkpoint.storage.boxes import Box, runs
+from ds_core.checkpoint.storage.disk import DISK, Disk
+from ds_core.checkpoint.storage.files import check_tag, data_name, to_json
+from ds_core.checkpoint.storage.folder import working_folder
+from ds_core.checkpoint.storage.reader import CheckpointReader
 from ds_core.errors import CheckpointError
 
 __all__ = ["SafetensorsReader", "SafetensorsWriter"]
@@ -78,7 +78,7 @@ class _Stored(NamedTuple):
 
 
 class SafetensorsWriter(StorageWriter):
-    """Writes one checkpoint, committed as `ds_core.checkpoint.commit` describes. One of them on every rank.
+    """Writes one checkpoint, committed as `ds_core.checkpoint.saving.commit` describes. One of them on every rank.
 
     Args:
         path: the folder of the checkpoint; its name is the tag, its parent the folder of checkpoints.

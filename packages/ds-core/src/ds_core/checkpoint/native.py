@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ds_core.checkpoint.files import MANIFEST, data_name
-from ds_core.checkpoint.folder import complete, find, newest, tags
-from ds_core.checkpoint.reader import CheckpointReader
+from ds_core.checkpoint.storage.files import MANIFEST, data_name
+from ds_core.checkpoint.storage.folder import complete, find, newest, tags
+from ds_core.checkpoint.storage.reader import CheckpointReader
 from ds_core.errors import CheckpointError
 
 __all__ = ["detect", "older", "open_native"]

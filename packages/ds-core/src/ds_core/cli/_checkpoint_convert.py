@@ -71,9 +71,9 @@ def export(
     """
     import torch
 
-    from ds_core.checkpoint.catalog import split_tag
-    from ds_core.checkpoint.export import export_weights, exported_bytes
+    from ds_core.checkpoint.manage.catalog import split_tag
     from ds_core.checkpoint.sources import open_source
+    from ds_core.checkpoint.weights.export import export_weights, exported_bytes
 
     if len(names) > 2 or (len(names) == 2 and tag_option is not None):
         raise CheckpointError(f"export takes DIR [TAG] OUT, got {len(names)} names after DIR")
@@ -108,8 +108,8 @@ def import_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint of that tag.")] = False,
 ) -> None:
     """Write a checkpoint of another format (or this one) as one of this project's, without an engine."""
-    from ds_core.checkpoint.catalog import split_tag
-    from ds_core.checkpoint.convert import source_bytes, write_source
+    from ds_core.checkpoint.manage.catalog import split_tag
+    from ds_core.checkpoint.manage.convert import source_bytes, write_source
     from ds_core.checkpoint.sources import open_source, recognize
 
     root, name = split_tag(folder, source_tag)
@@ -134,8 +134,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints of any formats: tensors, counters, values. With --tensors nothing but those."""
-    from ds_core.checkpoint.catalog import split_tag
-    from ds_core.checkpoint.compare import common_bytes, compare
+    from ds_core.checkpoint.manage.catalog import split_tag
+    from ds_core.checkpoint.manage.compare import common_bytes, compare
     from ds_core.checkpoint.sources import open_source
     from ds_core.cli._checkpoint_text import write_difference
 

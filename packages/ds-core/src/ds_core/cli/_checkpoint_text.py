@@ -11,8 +11,8 @@ from ds_core.cli._output import write_line, write_table
 from ds_core.cli._progress import human_bytes
 
 if TYPE_CHECKING:
-    from ds_core.checkpoint.catalog import Catalog
-    from ds_core.checkpoint.compare import Difference
+    from ds_core.checkpoint.manage.catalog import Catalog
+    from ds_core.checkpoint.manage.compare import Difference
 
 __all__ = ["write_catalog", "write_description", "write_difference"]
 

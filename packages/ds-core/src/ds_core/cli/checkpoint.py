@@ -35,7 +35,7 @@ app = typer.Typer(
 @app.command("ls")
 def list_checkpoints(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """List the checkpoints in DIR, of whatever format, and what interrupted saves left behind."""
-    from ds_core.checkpoint.catalog import catalog, split_tag
+    from ds_core.checkpoint.manage.catalog import catalog, split_tag
     from ds_core.cli._checkpoint_text import write_catalog
 
     found = catalog(*split_tag(folder, None))
@@ -54,8 +54,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint says of itself: counters, mesh, plan, values, tensors."""
-    from ds_core.checkpoint.catalog import split_tag
-    from ds_core.checkpoint.describe import describe
+    from ds_core.checkpoint.manage.catalog import split_tag
+    from ds_core.checkpoint.manage.describe import describe
     from ds_core.checkpoint.sources import open_source
     from ds_core.cli._checkpoint_text import write_description
 
@@ -79,8 +79,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of a checkpoint and name each file that is not what was written."""
-    from ds_core.checkpoint.audit import audit, audited_bytes
-    from ds_core.checkpoint.catalog import UNKNOWN, catalog, split_tag
+    from ds_core.checkpoint.manage.audit import audit, audited_bytes
+    from ds_core.checkpoint.manage.catalog import UNKNOWN, catalog, split_tag
 
     if everything and tag is not None:
         raise CheckpointError(f"verify takes a tag or --all, got {tag!r} and --all")
@@ -124,7 +124,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Delete older checkpoints; never the latest, nor one that is being written."""
-    from ds_core.checkpoint.tidy import tidy
+    from ds_core.checkpoint.manage.tidy import tidy
 
     if keep_last is None and (keep_every is not None or not remove_leftovers):
         raise CheckpointError("prune needs --keep-last N (the number of newest checkpoints to keep), or --leftovers")
@@ -144,8 +144,8 @@ def prune(
 
 def _tag(root: Path, tag: str | None) -> str:
     """The tag to look at; ``""`` for a folder of a format without tags."""
-    from ds_core.checkpoint.folder import newest
     from ds_core.checkpoint.sources import open_source, recognize
+    from ds_core.checkpoint.storage.folder import newest
 
     found = tag or newest(root)
     if found is None:

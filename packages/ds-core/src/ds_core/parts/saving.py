@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ds_core.checkpoint.manifest import BLOCK_BYTES
-from ds_core.checkpoint.retention import Retention
-from ds_core.checkpoint.save import SaveOptions, Saver
 from ds_core.part import Part
 
 if TYPE_CHECKING:
     from ds_core.build import Build
+    from ds_core.checkpoint import Saver
     from ds_core.engine_api import EngineApi
 
 __all__ = ["Saving"]
@@ -28,30 +26,46 @@ class Saving(Part):
     after = ("preemption",)
 
     def __init__(self) -> None:
-        self.saver: Saver = Saver(SaveOptions())
+        self._build: Build | None = None
+        self._saver: Saver | None = None
 
     def prepare(self, build: Build) -> None:
-        """Makes the writer that the ``checkpoint`` section describes."""
-        section, accelerator = build.config["checkpoint"], build.accelerator
+        """Remembers the build; the writer is made for the first save."""
+        self._build = build
 
-        def page_locked() -> torch.Tensor:
-            return accelerator.pin(torch.empty(BLOCK_BYTES, dtype=torch.uint8))
-
-        self.saver = Saver(
-            SaveOptions(
-                asynchronous=section.asynchronous,
-                snapshot_limit_bytes=section.snapshot_limit_bytes,
-                keep_snapshot_memory=section.keep_snapshot_memory,
-                tag_validation=section.tag_validation,
-                retention=Retention(section.keep_last, section.keep_every),
-            ),
-            make_block=None if accelerator.device_type == "cpu" else page_locked,
-        )
+    @property
+    def saver(self) -> Saver:
+        """The writer that the ``checkpoint`` section describes."""
+        if self._saver is None:
+            assert self._build is not None, "the engine is being built"
+            self._saver = _make_saver(self._build)
+        return self._saver
 
     def after_step(self, engine: EngineApi) -> None:
         """Raises what the last save failed with, once; training may go on afterwards."""
-        self.saver.check()
+        if self._saver is not None:
+            self._saver.check()
 
     def close(self) -> None:
         """Waits for the last save, and raises what it failed with."""
-        self.saver.wait()
+        if self._saver is not None:
+            self._saver.wait()
+
+
+def _make_saver(build: Build) -> Saver:
+    from ds_core.checkpoint import Retention, SaveOptions, Saver
+    from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
+
+    section, accelerator = build.config["checkpoint"], build.accelerator
+
+    def page_locked() -> torch.Tensor:
+        return accelerator.pin(torch.empty(BLOCK_BYTES, dtype=torch.uint8))
+
+    options = SaveOptions(
+        asynchronous=section.asynchronous,
+        snapshot_limit_bytes=section.snapshot_limit_bytes,
+        keep_snapshot_memory=section.keep_snapshot_memory,
+        tag_validation=section.tag_validation,
+        retention=Retention(section.keep_last, section.keep_every),
+    )
+    return Saver(options, make_block=None if accelerator.device_type == "cpu" else page_locked)

@@ -1,6 +1,6 @@
 """Disks for tests: one that tells of every operation before it happens, so that it can fail, wait, die, or be recorded.
 
-They stand in for `ds_core.checkpoint.disk.Disk`, whose methods are all that a checkpoint does to files.
+They stand in for `ds_core.checkpoint.storage.disk.Disk`, whose methods are all that a checkpoint does to files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_core.checkpoint.disk import Disk
+from ds_core.checkpoint.storage.disk import Disk
 
 __all__ = ["Half", "Operation", "WatchedDisk", "failing_at", "killing_at"]
 

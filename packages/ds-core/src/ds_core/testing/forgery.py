@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ds_core.checkpoint.manifest import BLOCK_BYTES, block_digest
+from ds_core.checkpoint.storage.manifest import BLOCK_BYTES, block_digest
 
 __all__ = ["Content", "forge", "forge_data", "forge_header", "header", "read", "sealed"]
 

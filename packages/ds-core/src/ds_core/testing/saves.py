@@ -1,7 +1,7 @@
 """A small state that saves and loads as an engine does, for tests of what happens to files meanwhile.
 
-`save` goes through `ds_core.checkpoint.save.Saver`, whole: agreement of the ranks, copy, thread, commit, retention. The
-state is known by one number, so that a test sees at once which one came back.
+`save` goes through `ds_core.checkpoint.saving.saver.Saver`, whole: agreement of the ranks, copy, thread, commit,
+retention. The state is known by one number, so that a test sees at once which one came back.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ds_core.checkpoint.disk import DISK, Disk
-from ds_core.checkpoint.files import LATEST
-from ds_core.checkpoint.liveness import PATIENCE_S
-from ds_core.checkpoint.retention import Retention
-from ds_core.checkpoint.save import SaveOptions, Saver
+from ds_core.checkpoint.saving.liveness import PATIENCE_S
+from ds_core.checkpoint.saving.retention import Retention
+from ds_core.checkpoint.saving.saver import SaveOptions, Saver
 from ds_core.checkpoint.sources import open_source, recognize
+from ds_core.checkpoint.storage.disk import DISK, Disk
+from ds_core.checkpoint.storage.files import LATEST
 from ds_core.part import Part
 from ds_core.state import Fragment, StatePlan
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_core.checkpoint.files import read_whole
 from ds_core.checkpoint.foreign.torch_file import read_torch_file
+from ds_core.checkpoint.storage.files import read_whole
 from ds_core.errors import CheckpointError
 
 __all__ = ["DeepspeedFolder", "named_tag"]

@@ -12,7 +12,7 @@ from ds_core.checkpoint.foreign.indexed import IndexedSource
 from ds_core.checkpoint.foreign.stored import Storage, StoredTensor
 from ds_core.checkpoint.foreign.torch_file import read_torch_file
 from ds_core.checkpoint.foreign.window import open_window
-from ds_core.checkpoint.safetensors_file import read_header
+from ds_core.checkpoint.storage.safetensors_file import read_header
 from ds_core.errors import CheckpointError
 
 __all__ = ["detect", "open_weights"]

@@ -1,0 +1,1 @@
+"""Tools on folders of checkpoints: list, verify, compare, convert, tidy."""

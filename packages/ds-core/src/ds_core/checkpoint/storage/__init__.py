@@ -1,0 +1,1 @@
+"""The format: names, durable writes, the manifest, and readers of its files."""

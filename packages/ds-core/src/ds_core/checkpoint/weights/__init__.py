@@ -1,0 +1,1 @@
+"""Weights alone: whole, in the formats other programs load."""
