@@ -7,65 +7,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from observing import Model, build, changes_weights, ranked, train, wire
 
 import ds_core
 from ds_core.config import Facts, load, resolve
 from ds_core.errors import AcceleratorError, BatchSizeError, ConfigError
 from ds_core.testing import run_ranks
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.spare = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(2, 2)
-        self.register_buffer("shift", torch.zeros(2))
-
-    def forward(self, x: torch.Tensor, use_spare: bool = True) -> torch.Tensor:
-        out = self.b(torch.tanh(self.a(x))) + self.shift
-        return self.spare(out) if use_spare else out
-
-
-def build(**config):
-    base = {
-        "train_micro_batch_size_per_gpu": 3,
-        "gradient_clipping": 0.0,
-        "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
-    }
-    return ds_core.initialize(model=Model(), config={**base, **config})[0]
-
-
-def train(engine, steps: int = 2, factor: float = 1.0) -> torch.Tensor:
-    """Weights after some steps, flattened."""
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps * engine.gradient_accumulation_steps()):
-        x = torch.randn(3, 6, generator=generator).to(engine.module.a.weight.dtype)
-        engine.backward((engine(x).float() ** 2).mean() * factor)
-        engine.step()
-    return torch.cat([p.detach().float().view(-1) for p in engine.module.parameters()])
-
-
-def after(steps: int = 2, factor: float = 1.0, **config) -> torch.Tensor:
-    return train(build(**config), steps, factor)
-
-
-def changes_weights(key: str, value, base: dict | None = None, **kwargs) -> None:
-    assert not torch.equal(after(**(base or {}), **kwargs), after(**_set(base or {}, key, value), **kwargs))
-
-
-def _set(base: dict, key: str, value) -> dict:
-    head, *rest = key.split(".")
-    if not rest:
-        return {**base, head: value}
-    return {**base, head: _set(dict(base.get(head, {})), ".".join(rest), value)}
 
 
 def batch_keys(tmp_path: Path) -> None:
@@ -192,106 +145,6 @@ def drop_last(tmp_path: Path) -> None:
     assert (count(False), count(True)) == (3, 2)
 
 
-def bf16_enabled(tmp_path: Path) -> None:
-    assert build(bf16={"enabled": True}).module.a.weight.dtype == torch.bfloat16
-    assert build().module.a.weight.dtype == torch.float32
-
-
-def immediate_grad_update(tmp_path: Path) -> None:
-    def dtype(flag: bool) -> torch.dtype:
-        engine = build(bf16={"enabled": True, "immediate_grad_update": flag})
-        engine.backward(engine(torch.ones(3, 6).bfloat16()).float().mean())
-        return engine.module.a.weight.grad.dtype
-
-    assert (dtype(False), dtype(True)) == (torch.bfloat16, torch.float32)
-
-
-def check_grad_overflow(tmp_path: Path) -> None:
-    def applied(flag: bool) -> bool:
-        engine = build(bf16={"enabled": True, "check_grad_overflow": flag})
-        train(engine, 1, factor=math.inf)
-        return engine.was_step_applied()
-
-    assert (applied(True), applied(False)) == (False, True)
-
-
-def masters(section: str, flag: str) -> Callable[[Path], None]:
-    def observe(tmp_path: Path) -> None:
-        def dtypes(value: bool) -> set[torch.dtype]:
-            engine = build(**{section: {"enabled": True, flag: value}})
-            return {p.dtype for group in engine.optimizer.param_groups for p in group["params"]}
-
-        assert dtypes(False) == {torch.float32}
-        assert torch.float32 not in dtypes(True)
-
-    return observe
-
-
-def bf16_optimizer_states(tmp_path: Path) -> None:
-    def dtypes(value: bool) -> set[torch.dtype]:
-        bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": value}
-        engine = build(bf16=bf16, optimizer={"type": "AdamW", "params": {"lr": 1e-3}})
-        train(engine, 1)
-        return {s["exp_avg"].dtype for s in engine.optimizer.state.values()}
-
-    assert (dtypes(False), dtypes(True)) == ({torch.float32}, {torch.bfloat16})
-
-
-def stochastic_rounding(tmp_path: Path) -> None:
-    base = {
-        "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
-    }
-    changes_weights("bf16.stochastic_rounding", True, base)
-
-
-def fp16_scale_keys(tmp_path: Path) -> None:
-    def scale(**fp16) -> float:
-        return build(fp16={"enabled": True, **fp16}).optimizer.loss_scale
-
-    assert (scale(), scale(initial_scale_power=3), scale(loss_scale=128.0)) == (65536.0, 8.0, 128.0)
-
-    def scales(factors: list[float], **fp16) -> list[float]:
-        engine = build(
-            fp16={"enabled": True, "initial_scale_power": 2, **fp16}, optimizer={"type": "SGD", "params": {"lr": 0.0}}
-        )
-        seen = []
-        for factor in factors:
-            train(engine, 1, factor)
-            seen.append(engine.optimizer.loss_scale)
-        return seen
-
-    assert scales([1, 1], loss_scale_window=1) == [8.0, 16.0]
-    assert scales([math.inf], hysteresis=1) == [2.0]
-    assert scales([math.inf], hysteresis=2) == [4.0]
-    assert scales([math.inf, 1, math.inf], hysteresis=2) == [4.0, 4.0, 2.0]
-    assert scales([math.inf, 1, math.inf], hysteresis=2, consecutive_hysteresis=True) == [4.0, 4.0, 4.0]
-    assert scales([math.inf], hysteresis=1, min_loss_scale=4.0, initial_scale_power=3) == [4.0]
-
-
-def auto_cast(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):
-        build(fp16={"enabled": True})(torch.ones(3, 6))
-    assert build(fp16={"enabled": True, "auto_cast": True})(torch.ones(3, 6)).dtype == torch.float16
-
-
-def data_types(tmp_path: Path) -> None:
-    assert build(data_types={"param_dtype": "bf16"}).module.a.weight.dtype == torch.bfloat16
-    assert build(data_types={"buffer_dtype": "bf16"}).module.shift.dtype == torch.bfloat16
-    engine = build(bf16={"enabled": True}, data_types={"grad_accum_dtype": "fp32"})
-    engine.backward(engine(torch.ones(3, 6).bfloat16()).float().mean())
-    assert engine.module.a.weight.grad.dtype == torch.float32
-
-
-def autocast(tmp_path: Path) -> None:
-    def dtype(**section) -> torch.dtype:
-        return build(torch_autocast=section)(torch.ones(3, 6)).dtype
-
-    assert dtype(enabled=False) == torch.float32
-    assert dtype(enabled=True) == torch.bfloat16
-    assert dtype(enabled=True, dtype="float16") == torch.float16
-
-
 def monitors(name: str, pattern: str) -> Callable[[Path], None]:
     def observe(tmp_path: Path) -> None:
         engine = build(**{name: {"enabled": True, "output_path": str(tmp_path / "out"), "job_name": "job"}})
@@ -327,37 +180,9 @@ def optimizer(tmp_path: Path) -> None:
     changes_weights("optimizer", {"type": "AdamW", "params": {"lr": 1.0}})
 
 
-def ranked(changes: dict, kind: str) -> object:
-    """Runs on each rank: what the wire saw, or the weights."""
-    from ds_core import comm
-
-    comm.reset()
-    engine = build(**changes)
-    if kind == "weights":
-        return train(engine, 1)
-    if kind == "overflow":
-        # Gradients near the largest fp16 number: their sum over ranks overflows unless they are divided first.
-        engine.backward(engine.module.b.bias.sum() * 40000.0 + engine(torch.zeros(3, 6).half()).float().sum() * 0)
-        engine.step()
-        return engine.was_step_applied()
-    train(engine, 1)
-    rows = [row for row in comm.report().rows if row.scope in ("gradients", "parameters")]
-    return {(row.op, row.scope): (row.calls, row.bytes_payload) for row in rows}
-
-
-def wire(**changes) -> dict:
-    return run_ranks(ranked, 2, changes, "wire")[0]
-
-
 def communication_data_type(tmp_path: Path) -> None:
     whole, half = wire(), wire(communication_data_type="bf16")
     assert half["all_reduce", "gradients"][1] * 2 == whole["all_reduce", "gradients"][1]
-
-
-def lower_precision_safe_modules(tmp_path: Path) -> None:
-    low = wire(torch_autocast={"enabled": True})
-    none = wire(torch_autocast={"enabled": True, "lower_precision_safe_modules": []})
-    assert low["all_reduce", "gradients"][1] * 2 == none["all_reduce", "gradients"][1]
 
 
 def allreduce_op(tmp_path: Path) -> None:
@@ -533,29 +358,11 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
     "data_parallel_size": data_parallel_size,
     "accelerator": accelerator,
     "seed": seed,
-    "bf16.enabled": bf16_enabled,
-    "bf16.immediate_grad_update": immediate_grad_update,
-    "bf16.check_grad_overflow": check_grad_overflow,
-    "bf16.bf16_master_weights_and_grads": masters("bf16", "bf16_master_weights_and_grads"),
-    "bf16.bf16_optimizer_states": bf16_optimizer_states,
-    "bf16.stochastic_rounding": stochastic_rounding,
     "comms_logger.enabled": comms_logger,
     "comms_logger.verbose": comms_logger,
     "comms_logger.prof_all": comms_logger,
     "comms_logger.debug": comms_logger,
     "comms_logger.prof_ops": comms_logger,
-    "data_types.grad_accum_dtype": data_types,
-    "data_types.param_dtype": data_types,
-    "data_types.buffer_dtype": data_types,
-    "fp16.enabled": fp16_scale_keys,
-    "fp16.auto_cast": auto_cast,
-    "fp16.loss_scale": fp16_scale_keys,
-    "fp16.initial_scale_power": fp16_scale_keys,
-    "fp16.loss_scale_window": fp16_scale_keys,
-    "fp16.hysteresis": fp16_scale_keys,
-    "fp16.consecutive_hysteresis": fp16_scale_keys,
-    "fp16.min_loss_scale": fp16_scale_keys,
-    "fp16.fp16_master_weights_and_grads": masters("fp16", "fp16_master_weights_and_grads"),
     "jsonl_monitor.enabled": jsonl,
     "jsonl_monitor.output_path": jsonl,
     "jsonl_monitor.job_name": jsonl,
@@ -568,13 +375,10 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
     "tensorboard.job_name": monitors("tensorboard", "events.out.tfevents*"),
     "timers.throughput.enabled": throughput,
     "timers.throughput.synchronized": throughput_synchronized,
-    "torch_autocast.enabled": autocast,
-    "torch_autocast.dtype": autocast,
-    "torch_autocast.lower_precision_safe_modules": lower_precision_safe_modules,
 }
 
 
-ELSEWHERE = ("zero_optimization.", "checkpoint.")
+ELSEWHERE = ("zero_optimization.", "checkpoint.", "bf16.", "fp16.", "data_types.", "torch_autocast.")
 """Sections whose keys are observed in test modules of their own."""
 
 

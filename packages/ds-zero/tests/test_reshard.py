@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 
 import pytest
+import resharding
 import torch
 import torch.distributed as dist
 
 from ds_core import generators
 from ds_core.checkpoint import CheckpointReader
 from ds_core.testing import run_ranks
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import resharding
 
 RANKS = (1, 2, 3, 4)
 STAGES = (0, 1, 2, 3)

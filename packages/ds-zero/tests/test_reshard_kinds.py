@@ -6,22 +6,17 @@ none. Working weights are those rounded once; moments are kept to the bit, but f
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
+import resharding
 import torch
 import torch.distributed as dist
 
 from ds_core import comm
 from ds_core.testing import run_ranks
 from ds_core.utils import safe_get_full_fp32_param
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import resharding
 
 OFF: dict[str, Any] = {"enabled": False}
 KINDS: dict[str, dict[str, Any]] = {
