@@ -33,7 +33,7 @@ def load(folder: RunFolder) -> tuple[Gpt, Tokenizer]:
     if path is None:
         raise FileNotFoundError(f"there is no checkpoint in {folder.path}")
     reader = CheckpointReader(path)
-    saved = Saved.from_json(reader.manifest["client_state"])
+    saved = Saved.from_json(reader.client_state)
     tokenizer_file = folder.cache / saved.tokenizer
     if not tokenizer_file.exists():
         raise FileNotFoundError(f"the tokenizer {tokenizer_file} of the run is gone")

@@ -195,6 +195,7 @@ def disk_fills_up(cell: dict, folder: str) -> tuple[str, list[str]]:
     engine = make(cell)
     advance(engine, 2)
     engine.save_checkpoint(folder, tag="two")
+    engine.wait_for_checkpoint()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # writes beyond fail, as on a full disk
     try:

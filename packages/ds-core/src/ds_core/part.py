@@ -132,6 +132,9 @@ class Part:
         """Where the states of `kind` are on this rank, as far as this part keeps them."""
         return set()
 
+    def before_save(self) -> None:
+        """Called first in every save, on all ranks, before any plan is asked for; may refuse it."""
+
     def state_plan(self) -> StatePlan | None:
         """What this part keeps in a checkpoint, as this rank would write it; None keeps nothing."""
         return None

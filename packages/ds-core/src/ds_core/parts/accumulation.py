@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ds_core.errors import CheckpointError, EngineError
 from ds_core.part import Part, Update
-from ds_core.state import StatePlan, StateReader
+from ds_core.state import StateReader
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -105,8 +105,8 @@ class Accumulation(Part):
             )
         self.steps = batch.accumulation_steps
 
-    def state_plan(self) -> StatePlan | None:
-        """Nothing; and refuses to save half a step.
+    def before_save(self) -> None:
+        """Refuses to save half a step.
 
         Raises:
             CheckpointError: micro-batches were accumulated that no update has used.
@@ -117,7 +117,6 @@ class Accumulation(Part):
                 "checkpoint: save after a step at the boundary (engine.is_gradient_accumulation_boundary() before it, "
                 "engine.micro_steps a multiple of the accumulation steps after it)"
             )
-        return None
 
     def load_state(self, reader: StateReader) -> None:
         """Begins a step; what was accumulated is forgotten."""

@@ -235,8 +235,8 @@ class Residence(Part):
         self.require(WEIGHTS, doing="gathering parameters")
         return super().gathered(parameters)
 
-    def state_plan(self) -> None:
-        """Refuses without any of it; keeps nothing itself."""
+    def before_save(self) -> None:
+        """Refuses without any of it."""
         self.require(KINDS, doing="engine.save_checkpoint")
 
     def check_state(self, reader: StateReader) -> None:

@@ -27,6 +27,7 @@ from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
 from ds_core.checkpoint.storage.room import check_room
 from ds_core.checkpoint.together import together
 from ds_core.errors import CheckpointError
+from ds_core.part import overrides
 from ds_core.state import StatePlan
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ def _agree_on_tag(given: list[str], policy: str) -> str:
 
 def collect(engine: EngineApi, exclude_frozen: bool) -> StatePlan:
     """What this rank contributes to a checkpoint."""
+    for refuse in overrides(engine.parts, "before_save"):
+        refuse()
     whole = StatePlan()
     frozen = {f"model/{n}" for n, p in engine.module.named_parameters() if not p.requires_grad}
     for part in engine.parts:
