@@ -63,3 +63,12 @@ def test_seeds_differ_by_rank_and_generator_and_depend_on_the_saved_state():
     seeds = {generators.seed_for(s, name, rank) for s in states for name in ("host", "python") for rank in range(4)}
     assert len(seeds) == 16
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_configured_seed_begins_every_generator():
+    config = {"train_micro_batch_size_per_gpu": 1, "seed": 5}
+    drawn = []
+    for _ in range(2):
+        ds_core.initialize(model=nn.Linear(2, 2), config=config)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1]

@@ -23,7 +23,7 @@ import torch
 if TYPE_CHECKING:
     from ds_core.accelerator import Accelerator
 
-__all__ = ["HOST", "collect", "restore", "seed_anew", "seed_for"]
+__all__ = ["HOST", "begin", "collect", "restore", "seed_anew", "seed_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ NUMPY = "numpy"
 _TWISTER = struct.Struct("<624II?d")
 _PYTHON_VERSION = 3
 """Of what `random.getstate` gives."""
+
+
+def begin(seed: int, accelerator: Accelerator) -> None:
+    """Begins the streams of all generators, Python's and numpy's global ones included."""
+    import numpy
+
+    accelerator.manual_seed(seed)  # seeds the host too
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
 
 
 def collect(accelerator: Accelerator | None) -> dict[str, torch.Tensor]:

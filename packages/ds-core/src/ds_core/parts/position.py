@@ -36,7 +36,7 @@ class Position(Part):
         training = build.config.training
         if training.seed is not None:
             # Ranks draw different dropout masks; where the data differs, so may the noise.
-            build.accelerator.manual_seed(training.seed + self._rank)
+            generators.begin(training.seed + self._rank, build.accelerator)
         if build.training_data is None:
             return
         self.loader = build.loader = DistributedLoader(
