@@ -355,12 +355,15 @@ def _run_threads(
     connected = threading.Barrier(world)
 
     def work(rank: int) -> None:
+        is_connected = False
         try:
             group = thread_group(store, rank, world, group_s, "threads")
             connected.wait(group_s)  # one that is done early would close connections others still make
+            is_connected = True
             results[rank] = fn(group, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - handed to the caller as RankError
-            connected.abort()
+            if not is_connected:  # else it would fail ranks that the barrier has let go and that did not wake yet
+                connected.abort()
             failures.append(
                 RankFailure(rank, type(error).__qualname__, str(error), traceback.format_exc(), error, time.monotonic())
             )
