@@ -7,57 +7,15 @@ import math
 
 import pytest
 import torch
+from checkpoint_folder import build, step
 from safetensors.torch import load_file
-from torch import nn
 
-import ds_core
 from ds_core.checkpoint import Disk, get_fp32_state_dict_from_zero_checkpoint, open_source
 from ds_core.checkpoint.manage import convert as module
 from ds_core.checkpoint.manage.compare import compare
 from ds_core.checkpoint.manage.convert import source_bytes, write_source
 from ds_core.checkpoint.weights.export import export_weights
-from ds_core.cli import main
 from ds_core.errors import CheckpointError
-
-
-def build():
-    torch.manual_seed(0)
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "bf16": {"enabled": True},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
-    }
-    return ds_core.initialize(model=nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), config=config)[0]
-
-
-def step(engine) -> None:
-    engine.backward(engine(torch.randn(2, 6).bfloat16()).float().square().mean())
-    engine.step()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three checkpoints, of steps 1 to 3."""
-    engine = build()
-    for epoch in range(3):
-        step(engine)
-        engine.save_checkpoint(tmp_path / "ckpt", client_state={"epoch": epoch})
-    engine.wait_for_checkpoint()
-    engine.destroy()
-    return tmp_path / "ckpt"
-
-
-@pytest.fixture
-def ds(capsys):
-    """Runs `ds checkpoint` and returns (exit code, standard output, standard error)."""
-
-    def run(*words):
-        code = main(["checkpoint", *map(str, words)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
 
 # --- export -------------------------------------------------------------------------------------------------------
 

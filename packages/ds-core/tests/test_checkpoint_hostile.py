@@ -217,7 +217,7 @@ TEXTS: dict[str, Callable[[bytes], bytes]] = {
     "UTF-16": lambda text: text.decode().encode("utf-16"),
     "nothing": lambda _text: b"",
     "null": lambda _text: b"null",
-    "a pickle": lambda _text: b"cos\nsystem\n(S'touch /tmp/ds-was-here'\ntR.",
+    "a pickle": lambda _text: b"cos\nsystem\n(S'touch ds-was-here'\ntR.",
 }
 
 

@@ -14,53 +14,11 @@ import time
 import psutil
 import pytest
 import torch
-from torch import nn
 
-import ds_core
 from ds_core.checkpoint import open_source
 from ds_core.checkpoint.manage import catalog
 from ds_core.checkpoint.storage.folder import Leftover, owner
-from ds_core.cli import main
 from ds_core.cli._progress import human_bytes, progress
-
-
-def build():
-    torch.manual_seed(0)
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "bf16": {"enabled": True},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
-    }
-    return ds_core.initialize(model=nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), config=config)[0]
-
-
-def step(engine) -> None:
-    engine.backward(engine(torch.randn(2, 6).bfloat16()).float().square().mean())
-    engine.step()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three checkpoints, of steps 1 to 3."""
-    engine = build()
-    for epoch in range(3):
-        step(engine)
-        engine.save_checkpoint(tmp_path / "ckpt", client_state={"epoch": epoch})
-    engine.wait_for_checkpoint()
-    engine.destroy()
-    return tmp_path / "ckpt"
-
-
-@pytest.fixture
-def ds(capsys):
-    """Runs `ds checkpoint` and returns (exit code, standard output, standard error)."""
-
-    def run(*words):
-        code = main(["checkpoint", *map(str, words)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def data_file(folder, tag):

@@ -44,9 +44,9 @@ from torch.futures import Future
 
 from ds_core.checkpoint.saving.commit import Header, commit
 from ds_core.checkpoint.saving.planner import box_of, item_for
-from ds_core.checkpoint.saving.saver import clear_leftovers
 from ds_core.checkpoint.saving.share import Written, lay_out
 from ds_core.checkpoint.saving.stream import stream
+from ds_core.checkpoint.saving.working import begin_folder, clear_leftovers
 from ds_core.checkpoint.storage.boxes import Box, runs
 from ds_core.checkpoint.storage.disk import DISK, Disk
 from ds_core.checkpoint.storage.files import check_tag, data_name, to_json
@@ -109,9 +109,8 @@ class SafetensorsWriter(StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Makes the working folder, and tells every rank which it is."""
         self._identity, self._ranks = secrets.token_hex(8), len(plans)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(self.path.parent, self._disk)
-        self._disk.make_folder(self._work(self._identity))
+        begin_folder(self._work(self._identity), self._disk)
         return [replace(plan, storage_data=_Place(self._identity, rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ds_core.checkpoint.storage.files import MANIFEST, data_name
-from ds_core.checkpoint.storage.folder import complete, find, newest, tags
+from ds_core.checkpoint.storage.folder import by_age, complete, find, newest, tags
 from ds_core.checkpoint.storage.reader import CheckpointReader
 from ds_core.errors import CheckpointError
 
@@ -37,6 +37,5 @@ def open_native(directory: Path, tag: str, strict: bool) -> CheckpointReader:
 
 def older(directory: Path, tag: str) -> str:
     """What else could be loaded, to end a message with."""
-    others = [name for name in complete(directory) if name != tag]
-    others.sort(key=lambda name: (complete(directory)[name] / MANIFEST).stat().st_mtime_ns)
+    others = [name for name in by_age(complete(directory)) if name != tag]
     return f"; an older complete checkpoint is there: load it with tag={others[-1]!r}" if others else ""

@@ -71,7 +71,7 @@ def recognize(
 
     A save of this process into `directory` that is under way is waited for.
     """
-    from ds_core.checkpoint.saving.background import settle
+    from ds_core.checkpoint.saving.under_way import settle
     from ds_core.plugins import load_ref
 
     settle(Path(directory))

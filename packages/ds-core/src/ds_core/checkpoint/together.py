@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safetensors import SafetensorError
-
 from ds_core import comm
 from ds_core.errors import CheckpointError
 
-__all__ = ["together"]
+__all__ = ["FAILURES", "together"]
+
+FAILURES = (OSError, RuntimeError, ValueError, MemoryError)
+"""What writing or reading may fail with on one rank and all must hear of; CheckpointError is a RuntimeError."""
 
 
 def together(what: str, where: object, action: Callable[[], object]) -> None:
@@ -18,7 +19,7 @@ def together(what: str, where: object, action: Callable[[], object]) -> None:
     Args:
         what: the step, as in "rank 1 could not <what>".
         where: the checkpoint, for the message.
-        action: may raise OSError, SafetensorError, CheckpointError, RuntimeError or ValueError.
+        action: may raise any of `FAILURES`.
 
     Raises:
         CheckpointError: with the ranks that failed and the reason of the first.
@@ -26,7 +27,7 @@ def together(what: str, where: object, action: Callable[[], object]) -> None:
     failure: Exception | None = None
     try:
         action()
-    except (OSError, CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
+    except FAILURES as error:
         failure = error
     with comm.scope("checkpoint"):
         reasons = comm.gather_json(None if failure is None else str(failure))

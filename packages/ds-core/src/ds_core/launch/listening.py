@@ -1,9 +1,10 @@
-"""What ``/proc`` says of processes: who is whose child, who still runs, and which signals are handled."""
+"""What the system says of processes: whose children still run, and, from ``/proc``, which signals one handles."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+import psutil
 
 __all__ = ["children", "is_running", "listens"]
 
@@ -11,15 +12,16 @@ _PROC = Path("/proc")
 
 
 def children() -> list[int]:
-    """Process ids of this process's children that still run; none where there is no ``/proc``."""
-    mine = str(os.getpid())
-    numbers = (int(entry.name) for entry in _PROC.glob("[0-9]*"))
-    return sorted(pid for pid in numbers if _stat(pid)[1:2] == [mine] and is_running(pid))
+    """Process ids of this process's children that still run."""
+    return sorted(child.pid for child in psutil.Process().children() if is_running(child.pid))
 
 
 def is_running(pid: int) -> bool:
     """Whether the process has not ended; one that ended and was not waited for has."""
-    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def listens(pid: int, number: int) -> bool:
@@ -30,11 +32,3 @@ def listens(pid: int, number: int) -> bool:
         return False
     caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
     return bool(caught >> (number - 1) & 1)
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, and what follows in ``/proc/<pid>/stat``; empty when the process is gone."""
-    try:
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

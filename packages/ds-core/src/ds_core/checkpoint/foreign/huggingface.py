@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ds_core.checkpoint.foreign.stored import Storage, StoredTensor
 from ds_core.checkpoint.foreign.torch_file import read_torch_file
 from ds_core.checkpoint.foreign.window import open_window
 from ds_core.checkpoint.storage.safetensors_file import read_header
+from ds_core.checkpoint.storage.weight_map import read_weight_map
 from ds_core.errors import CheckpointError
 
 __all__ = ["detect", "open_weights"]
@@ -20,7 +20,6 @@ __all__ = ["detect", "open_weights"]
 FORMAT = "huggingface"
 _INDICES = ("*.safetensors.index.json", "*.bin.index.json")
 _FILES = ("*.safetensors", "pytorch_model*.bin")
-_MAX_INDEX_BYTES = 256 << 20
 
 
 def detect(directory: Path, tag: str | None) -> str | None:
@@ -51,7 +50,7 @@ def _open(path: Path, strict: bool) -> IndexedSource:
         if len(indices) > 1:
             raise CheckpointError(f"{path} has {len(indices)} files named {index_pattern}; leave one in the folder")
         if indices:
-            wanted = _weight_map(indices[0])
+            wanted = read_weight_map(indices[0])
             files: Iterable[Path] = [path / name for name in dict.fromkeys(wanted.values())]
         else:
             files = sorted(path.glob(pattern))
@@ -91,18 +90,3 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; weights are a dict of tensors")
     return {name: tensor for name, tensor in content.items() if type(name) is str and isinstance(tensor, StoredTensor)}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to file name, as an index file says."""
-    window = open_window(index)
-    if window.size > _MAX_INDEX_BYTES:
-        raise CheckpointError(f"{index} has {window.size} bytes; an index of at most {_MAX_INDEX_BYTES} is read")
-    try:
-        places = {str(name): str(file) for name, file in json.loads(window.read())["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index of weights: it needs a weight_map of names to files") from error
-    for file in set(places.values()):
-        if Path(file).name != file or file in (".", "..") or not (index.parent / file).is_file():
-            raise CheckpointError(f"{index} names {file!r}, which is not a file beside it")
-    return places

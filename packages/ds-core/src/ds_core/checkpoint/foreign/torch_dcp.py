@@ -129,7 +129,7 @@ class DcpSource(IndexedSource):
         """States by parameter, and groups; nothing where the states are numbered."""
         groups: dict[Any, dict[str, Any]] = {}
         for item in optimizer:
-            state = _state(item.path)
+            state = _place(item.path, "state")
             if state is not None and item.dtype is not None:
                 name, key = state
                 if isinstance(name, int) or name.isdecimal():
@@ -145,7 +145,7 @@ class DcpSource(IndexedSource):
                 else:
                     self._steps[f"{key}/{name}"] = item
                 continue
-            place = _group(item.path)
+            place = _place(item.path, "param_groups")
             if place is not None and item.dtype is None:
                 groups.setdefault(place[0], {})[place[1]] = _object(item.chunks[0], self.path)
         listed = [hyperparameters(group) for _, group in sorted(groups.items(), key=lambda pair: str(pair[0]).zfill(9))]
@@ -236,23 +236,16 @@ def _prefix(names: Sequence[str]) -> str:
     return found
 
 
-def _state(path: tuple[str | int, ...]) -> tuple[str | int, str] | None:
-    """Parameter and state of an entry of an optimizer, nested (``state``, name, key) or flat (``state.name.key``)."""
-    if len(path) == 3 and path[0] == "state":
+def _place(path: tuple[str | int, ...], root: str) -> tuple[str | int, str] | None:
+    """What an entry of an optimizer is below `root`, nested (`root`, name, key) or flat (``root.name.key``).
+
+    Below ``state``: parameter and state. Below ``param_groups``: group (its number, or where groups are written by
+    parameter, the parameter) and hyperparameter. None: it is elsewhere.
+    """
+    if len(path) == 3 and path[0] == root:
         return path[1], str(path[2])
     flat = _joined(path)
-    if flat.startswith("state.") and flat.count(".") >= 2:
-        name, _, key = flat.removeprefix("state.").rpartition(".")
-        return name, key
-    return None
-
-
-def _group(path: tuple[str | int, ...]) -> tuple[str | int, str] | None:
-    """Group (its number, or where groups are written by parameter, the parameter) and key of a hyperparameter."""
-    if len(path) == 3 and path[0] == "param_groups":
-        return path[1], str(path[2])
-    flat = _joined(path)
-    if flat.startswith("param_groups.") and flat.count(".") >= 2:
-        name, _, key = flat.removeprefix("param_groups.").rpartition(".")
+    if flat.startswith(f"{root}.") and flat.count(".") >= 2:
+        name, _, key = flat.removeprefix(f"{root}.").rpartition(".")
         return name, key
     return None

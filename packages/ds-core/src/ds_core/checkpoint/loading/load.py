@@ -13,7 +13,7 @@ from ds_core.checkpoint.loading.policy import LoadPolicy
 from ds_core.checkpoint.loading.renamed import Renamed, names_of
 from ds_core.checkpoint.native import older
 from ds_core.checkpoint.plausible import check_kinds, distrusting
-from ds_core.checkpoint.saving.background import settle
+from ds_core.checkpoint.saving.under_way import settle
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.sources import open_source, recognize
 from ds_core.checkpoint.storage.files import LATEST

@@ -19,10 +19,11 @@ from ds_core.checkpoint.saving.commit import Header, commit
 from ds_core.checkpoint.saving.planner import EnginePlanner
 from ds_core.checkpoint.saving.share import Written, lay_out
 from ds_core.checkpoint.saving.stream import stream
+from ds_core.checkpoint.saving.working import begin_folder
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.storage.disk import DISK, Disk
-from ds_core.checkpoint.storage.files import check_tag, data_name, to_json, write_durably
-from ds_core.checkpoint.storage.folder import OWNER, owner, tags, working_folder
+from ds_core.checkpoint.storage.files import check_tag, data_name, to_json
+from ds_core.checkpoint.storage.folder import tags, working_folder
 from ds_core.checkpoint.storage.room import check_room
 from ds_core.checkpoint.weights.source_weights import tied_names
 from ds_core.errors import CheckpointError
@@ -75,9 +76,8 @@ def write_source(
     share = lay_out(planner.create_local_plan())
     check_room(root, share.file_bytes, disk)
     work = working_folder(root, tag, header.identity)
-    disk.make_folder(work)
+    begin_folder(work, disk)
     try:
-        write_durably(work / OWNER, to_json(owner(), "owner").encode(), disk)
         digests = stream(work / data_name(0), share, planner, disk)
         written = Written(share.plan, data_name(0), share.file_bytes, digests, values_of(source))
         return commit(root, work, header, [written], disk)

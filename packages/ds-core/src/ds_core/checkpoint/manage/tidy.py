@@ -9,7 +9,7 @@ from ds_core.checkpoint.manage.catalog import folder_bytes, writer_of
 from ds_core.checkpoint.saving.retention import Retention, doomed, prune
 from ds_core.checkpoint.storage.disk import DISK, Disk
 from ds_core.checkpoint.storage.files import MANIFEST
-from ds_core.checkpoint.storage.folder import complete, leftovers, newest, tags
+from ds_core.checkpoint.storage.folder import by_age, complete, leftovers, newest, stands_in
 from ds_core.checkpoint.storage.manifest import read_manifest
 from ds_core.errors import CheckpointError
 
@@ -58,7 +58,7 @@ def tidy(
     freed_bytes = 0
     if remove_leftovers:
         for leftover in leftovers(root):
-            if leftover.state == "replaced" and tags(root)[leftover.tag] == leftover.path:
+            if stands_in(leftover):
                 done.restored.append(leftover.tag)
                 if not dry_run:
                     disk.rename(leftover.path, root / leftover.tag)
@@ -85,7 +85,7 @@ def tidy(
 def _check_newest(root: Path) -> None:
     """The newest checkpoint must be whole before others that could take its place are deleted."""
     found = complete(root)
-    last = max(found, key=lambda tag: ((found[tag] / MANIFEST).stat().st_mtime_ns, tag))
+    last = by_age(found)[-1]
     try:
         read_manifest(found[last])
     except CheckpointError as error:

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from ds_core.checkpoint.saving.blocks import BlockSink, SinkClosedError
 from ds_core.checkpoint.saving.commit import Header, commit
 from ds_core.checkpoint.saving.liveness import Watch, alive, alive_name
 from ds_core.checkpoint.saving.retention import Retention, prune
 from ds_core.checkpoint.saving.share import Share, Written, note_name, persist, read_note, write_note
+from ds_core.checkpoint.saving.under_way import UNDER_WAY
 from ds_core.checkpoint.storage.disk import Disk
-from ds_core.checkpoint.storage.files import MANIFEST, data_name, read_whole, write_durably
-from ds_core.checkpoint.storage.folder import working_folder
+from ds_core.checkpoint.storage.files import data_name, read_whole, write_durably
+from ds_core.checkpoint.storage.folder import identity, working_folder
+from ds_core.checkpoint.together import FAILURES
 from ds_core.errors import CheckpointError
 
-__all__ = ["FAILURES", "Job", "Pending", "settle"]
+__all__ = ["Job", "Pending"]
 
 logger = logging.getLogger(__name__)
 
-FAILURES = (OSError, CheckpointError, SafetensorError, RuntimeError, ValueError, MemoryError)
 POLL_S = 0.01
-_ID = re.compile(rb'"id": "([^"]*)"')
-_UNDER_WAY: set[Pending] = set()
-"""Saves of this process that are not on disk yet."""
-
-
-def settle(root: Path) -> None:
-    """Waits for all saves of this process into a folder, of whichever engine; their errors stay theirs to tell."""
-    for pending in list(_UNDER_WAY):
-        if pending.job.root.absolute() == root.absolute():
-            pending.join()
 
 
 def failed_name(rank: int) -> str:
@@ -96,7 +84,7 @@ class Pending:
         self._error: Exception | None = None
         self._is_written: bool = False
         self._thread: threading.Thread = threading.Thread(target=self._run, name="ds-checkpoint", daemon=False)
-        _UNDER_WAY.add(self)
+        UNDER_WAY.add(self)
         self._thread.start()
 
     def is_done(self) -> bool:
@@ -144,14 +132,13 @@ class Pending:
             self._give_up(str(error))
         finally:
             self.sink.abort()
-            _UNDER_WAY.discard(self)
+            UNDER_WAY.discard(self)
 
     def _write(self) -> None:
         job = self.job
         path = job.work / data_name(job.rank)
         try:
-            with contextlib.closing(self.sink.blocks()) as blocks:  # gives the block back that could not be written
-                digests = persist(path, blocks, job.share, job.disk)
+            digests = persist(path, self.sink.blocks(), job.share, job.disk)
             written = Written(job.share.plan, path.name, job.share.file_bytes, digests, job.values)
             write_note(job.work, job.rank, written, job.disk)
         except OSError as error:
@@ -160,44 +147,37 @@ class Pending:
     def _note_of(self, rank: int) -> Written:
         """What another rank wrote, when it is done."""
         job = self.job
-        watch = Watch(job.work, rank, job.patience_s)
-        while not (job.work / note_name(rank)).exists():
-            self._raise_if_failed(rank)
-            if not job.work.exists():
-                raise CheckpointError(f"{job.final}: the folder {job.work} vanished while it was written")
-            if watch.is_dead():
-                raise CheckpointError(
-                    f"{job.final}: rank {rank} showed no sign of life in {job.work} for {job.patience_s:g} s; it died, "
-                    "or does not reach this folder: save to a folder that all ranks share"
-                )
-            time.sleep(POLL_S)
+        note = job.work / note_name(rank)
+        self._wait_for(
+            rank, note.exists, "it died, or does not reach this folder: save to a folder that all ranks share"
+        )
         return read_note(job.work, rank, job.disk)
 
     def _await_commit(self) -> None:
         """Returns when the first rank has committed."""
+        mine = self.job.header.identity
+        self._wait_for(0, lambda: identity(self.job.final) == mine, "it has not committed the checkpoint")
+
+    def _wait_for(self, rank: int, is_done: Callable[[], bool], else_: str) -> None:
+        """Returns when another rank has done its part.
+
+        Raises:
+            CheckpointError: it failed or died, and `else_` says what that means; or the folder is gone.
+        """
         job = self.job
-        watch = Watch(job.work, 0, job.patience_s)
+        watch = Watch(job.work, rank, job.patience_s)
         while True:
-            was_there = job.work.exists()
-            if self._is_committed():
+            was_there = job.work.exists()  # asked first: a commit takes it away
+            if is_done():
                 return
-            self._raise_if_failed(0)
+            self._raise_if_failed(rank)
             if not was_there:
                 raise CheckpointError(f"{job.final}: the folder {job.work} vanished before it was committed")
             if watch.is_dead():
                 raise CheckpointError(
-                    f"{job.final}: rank 0 showed no sign of life in {job.work} for {job.patience_s:g} s, and it has "
-                    "not committed the checkpoint"
+                    f"{job.final}: rank {rank} showed no sign of life in {job.work} for {job.patience_s:g} s; {else_}"
                 )
             time.sleep(POLL_S)
-
-    def _is_committed(self) -> bool:
-        try:
-            head = (self.job.final / MANIFEST).open("rb").read(4096)
-        except OSError:
-            return False
-        found = _ID.search(head)
-        return found is not None and found[1].decode() == self.job.header.identity
 
     def _raise_if_failed(self, rank: int) -> None:
         path = self.job.work / failed_name(rank)

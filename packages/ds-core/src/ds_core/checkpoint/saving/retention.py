@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ds_core.checkpoint.storage.disk import DISK, Disk
 from ds_core.checkpoint.storage.files import MANIFEST, read_whole
-from ds_core.checkpoint.storage.folder import complete, latest_tag, working_folder
+from ds_core.checkpoint.storage.folder import by_age, complete, latest_tag, working_folder
 from ds_core.checkpoint.storage.manifest import LIMIT_BYTES
 from ds_core.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def doomed(root: Path, retention: Retention, *, keep: str | None = None) -> list
         return []
     all_found = complete(root)
     found = {tag: path for tag, path in all_found.items() if not path.is_symlink()}
-    order = sorted(found, key=lambda tag: ((found[tag] / MANIFEST).stat().st_mtime_ns, tag))
+    order = by_age(found)
     kept = {*order[-retention.keep_last :], keep, latest_tag(root)}
     kept |= {path.resolve().name for path in all_found.values() if path.is_symlink()}
     return [found[tag] for tag in order if tag not in kept and not _is_milestone(found[tag], retention.keep_every)]

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from ds_core import comm
-from ds_core.checkpoint.saving.background import FAILURES, Job, Pending, settle
+from ds_core.checkpoint.saving.background import Job, Pending
 from ds_core.checkpoint.saving.blocks import BlockPool, BlockSink, SinkClosedError
 from ds_core.checkpoint.saving.commit import Header
 from ds_core.checkpoint.saving.liveness import PATIENCE_S
@@ -20,12 +20,12 @@ from ds_core.checkpoint.saving.planner import EnginePlanner
 from ds_core.checkpoint.saving.retention import Retention
 from ds_core.checkpoint.saving.share import Share, fill, lay_out
 from ds_core.checkpoint.saving.stream import STREAMING_BLOCKS
+from ds_core.checkpoint.saving.working import begin_folder, clear_leftovers
 from ds_core.checkpoint.storage.disk import DISK, Disk
-from ds_core.checkpoint.storage.files import check_tag, to_json, write_durably
-from ds_core.checkpoint.storage.folder import OWNER, check_unused, leftovers, owner, tags
+from ds_core.checkpoint.storage.files import check_tag, to_json
 from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
 from ds_core.checkpoint.storage.room import check_room
-from ds_core.checkpoint.together import together
+from ds_core.checkpoint.together import FAILURES, together
 from ds_core.errors import CheckpointError
 from ds_core.part import overrides
 from ds_core.state import StatePlan
@@ -33,7 +33,7 @@ from ds_core.state import StatePlan
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
 
-__all__ = ["SaveOptions", "Saver", "clear_leftovers"]
+__all__ = ["SaveOptions", "Saver"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +138,9 @@ class Saver:
 
     def _prepare(self, job: Job, need_bytes: int) -> None:
         """A new folder to write in, on a disk that has room for it."""
-        is_new = not job.root.exists()
-        if is_new:
-            self.disk.make_folder(job.root)
-            self.disk.sync_folder(job.root.parent)
-        settle(job.root)
         clear_leftovers(job.root, self.disk)
         check_room(job.root, need_bytes, self.disk)
-        self.disk.make_folder(job.work)
-        write_durably(job.work / OWNER, to_json(owner(), "owner").encode(), self.disk)
+        begin_folder(job.work, self.disk)
 
     def _copy(self, job: Job, planner: EnginePlanner) -> None:
         """Copies the state and starts the thread that writes it."""
@@ -286,22 +280,3 @@ def _facts(engine: EngineApi) -> dict[str, Any]:
         "offload_optimizer": config.get("zero_optimization.offload_optimizer.device", "none"),
         "offload_param": config.get("zero_optimization.offload_param.device", "none"),
     }
-
-
-def clear_leftovers(root: Path, disk: Disk = DISK) -> list[Path]:
-    """Removes what interrupted saves left behind; a former checkpoint whose successor never came gets its tag back.
-
-    Raises:
-        CheckpointError: a living process writes in one of them.
-        OSError: one cannot be removed.
-    """
-    gone = []
-    for leftover in leftovers(root):
-        if leftover.state == "replaced" and tags(root)[leftover.tag] == leftover.path:
-            disk.rename(leftover.path, root / leftover.tag)
-            continue
-        if leftover.state == "writing":
-            check_unused(leftover, disk)
-        disk.remove_folder(leftover.path)
-        gone.append(leftover.path)
-    return gone

@@ -79,44 +79,42 @@ def write_visibly(path: Path, payload: bytes, disk: Disk = DISK) -> None:
 
     The rename is the last thing done: the folder may be another's from that moment on.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    disk.remove(temporary)
-    fd = disk.create(temporary)
-    try:
-        with naming(temporary):
-            write_all(disk, fd, memoryview(payload), 0)
-    finally:
-        disk.close(fd)
-    disk.rename(temporary, path)
+    disk.rename(_write_temporary(path, payload, disk, sync=False), path)
 
 
 def write_durably(path: Path, payload: bytes, disk: Disk = DISK) -> None:
     """Writes a file so that it is whole or absent after a crash: temporary name, fsync, rename, fsync of the folder."""
+    disk.rename(_write_temporary(path, payload, disk, sync=True), path)
+    disk.sync_folder(path.parent)
+
+
+def _write_temporary(path: Path, payload: bytes, disk: Disk, *, sync: bool) -> Path:
+    """A file beside `path` with the content it shall have; none is left where it could not be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     disk.remove(temporary)
     fd = disk.create(temporary)
     try:
         with naming(temporary):
             write_all(disk, fd, memoryview(payload), 0)
-            disk.sync(fd)
+            if sync:
+                disk.sync(fd)
     except BaseException:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
         raise
     finally:
         disk.close(fd)
-    disk.rename(temporary, path)
-    disk.sync_folder(path.parent)
+    return temporary
 
 
-def read_whole(path: Path, limit_bytes: int, disk: Disk = DISK) -> bytes:
-    """The content of a regular file.
+def read_whole(path: Path, limit_bytes: int, disk: Disk = DISK, *, follow: bool = False) -> bytes:
+    """The content of a regular file; a symbolic link is an error unless `follow` is set.
 
     Raises:
         CheckpointError: it is longer than `limit_bytes`, or not a regular file.
         OSError: it cannot be read.
     """
-    fd = disk.open(path)
+    fd = disk.open(path, follow=follow)
     try:
         found = bytearray()
         chunk = memoryview(bytearray(1 << 20))

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,16 @@ from ds_core.errors import CheckpointError
 
 __all__ = [
     "Leftover",
+    "by_age",
     "check_unused",
     "complete",
     "find",
+    "identity",
     "latest_tag",
     "leftovers",
     "newest",
+    "owner",
+    "stands_in",
     "tags",
     "working_folder",
 ]
@@ -38,6 +43,7 @@ logger = logging.getLogger(__name__)
 OWNER = "owner.json"
 _HIDDEN = re.compile(r"\.(?P<tag>.+)\.(?P<id>[0-9a-f]+)\.(?P<state>writing|replaced|deleting)")
 _HEAD_BYTES = 4096
+_ID = re.compile(rb'"id": "([^"]*)"')
 _CREATED = re.compile(rb'"created": "([^"]*)"')
 _IS_LATEST = re.compile(rb'"is_latest": (true|false)')
 
@@ -125,7 +131,8 @@ def newest(directory: str | Path) -> str | None:
         CheckpointError: ``latest`` is damaged, or names a checkpoint that is not there; names the newest there is.
     """
     root = Path(directory)
-    candidates = {tag: made for tag, path in complete(root).items() if (made := _made(path)) is not None}
+    found = complete(root)
+    candidates = {tag: made for tag, path in found.items() if (made := _made(path)) is not None}
     last = max(candidates, key=lambda tag: candidates[tag]) if candidates else None
     offer = f"; the newest complete checkpoint is {last!r}, load it with tag={last!r}" if last else ""
     try:
@@ -138,27 +145,52 @@ def newest(directory: str | Path) -> str | None:
         raise CheckpointError(f"{root / LATEST} names {named!r}, which is not there{offer}")
     if last is None or last == named or candidates.get(named, "") >= candidates[last]:
         return named
-    if (root / LATEST).stat().st_mtime_ns >= (complete(root)[last] / MANIFEST).stat().st_mtime_ns:
+    if (root / LATEST).stat().st_mtime_ns >= (found[last] / MANIFEST).stat().st_mtime_ns:
         return named
     logger.warning("%s still names %r; %r was completed later and is taken", root / LATEST, named, last)
     return last
 
 
+def by_age(found: Mapping[str, Path]) -> list[str]:
+    """The tags of complete checkpoints, the one that was written last at the end."""
+    return sorted(found, key=lambda tag: ((found[tag] / MANIFEST).stat().st_mtime_ns, tag))
+
+
+def identity(path: Path) -> str | None:
+    """Which save a checkpoint is of, as its manifest says; None where there is no manifest."""
+    try:
+        return _member(_head(path), _ID)
+    except OSError:
+        return None
+
+
 def _made(path: Path) -> str | None:
     """When a checkpoint was written, as its manifest says; None for one saved with ``save_latest=False``."""
+    head = _head(path)
+    return _member(head, _CREATED) if _member(head, _IS_LATEST) == "true" else None
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of a manifest; empty where it is no regular file, which is said by who opens it."""
     try:
         fd = DISK.open(path / MANIFEST)
     except CheckpointError:
-        return None  # no regular file: said by who opens it
+        return b""
     try:
         head = bytearray(_HEAD_BYTES)
-        count = DISK.read(fd, memoryview(head), 0)
+        return bytes(head[: DISK.read(fd, memoryview(head), 0)])
     finally:
         DISK.close(fd)
-    created, is_latest = _CREATED.search(head[:count]), _IS_LATEST.search(head[:count])
-    if created is None or is_latest is None or is_latest[1] == b"false":
-        return None
-    return created[1].decode(errors="replace")
+
+
+def _member(head: bytes, pattern: re.Pattern[bytes]) -> str | None:
+    found = pattern.search(head)
+    return found[1].decode(errors="replace") if found is not None else None
+
+
+def stands_in(leftover: Leftover) -> bool:
+    """Whether a hidden folder stands for its tag: it was being replaced, and its successor never came."""
+    return leftover.state == "replaced" and tags(leftover.path.parent)[leftover.tag] == leftover.path
 
 
 # --- who writes ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from ds_core.aio.memory import byte_view
 from ds_core.checkpoint.storage.disk import DISK
 from ds_core.checkpoint.storage.safetensors_file import fill, read_header
+from ds_core.checkpoint.storage.weight_map import read_weight_map
 from ds_core.errors import CheckpointError, did_you_mean
 
 __all__ = ["SliceReader", "load_safetensors"]
@@ -126,14 +126,7 @@ def _readers(source: Path) -> dict[str, SliceReader]:
 
 def _indexed(index: Path) -> dict[str, SliceReader]:
     """The readers an index file promises."""
-    try:
-        weights = json.loads(index.read_bytes())["weight_map"]
-        places = {str(name): str(file) for name, file in weights.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: it needs a weight_map of names to files") from error
-    for file in set(places.values()):
-        if Path(file).name != file or not (index.parent / file).is_file():
-            raise CheckpointError(f"{index} names {file!r}, which is not a file beside it")
+    places = read_weight_map(index)
     headers = {file: _header(index.parent / file) for file in dict.fromkeys(places.values())}
     for name, file in places.items():
         if name not in headers[file]:
