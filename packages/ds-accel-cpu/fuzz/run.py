@@ -27,8 +27,9 @@ from recipes import RECIPES
 
 from ds_accel_cpu.isa import load_level, usable_levels
 from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.plugin import ds_ops
 from ds_core.errors import OpError
-from ds_core.ops.table import OPS, op
+from ds_core.ops.table import op
 from ds_core.testing import op_cases
 
 _HUGE = 2**62
@@ -100,14 +101,14 @@ def run_level(level: str, options: argparse.Namespace, ops: Sequence[str]) -> bo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", nargs="+", default=usable_levels(), help="levels to run, each in a process")
-    parser.add_argument("--ops", nargs="+", default=list(OPS), help="these ops only")
+    parser.add_argument("--ops", nargs="+", default=list(RECIPES), help="these ops only")
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--calls", type=int, default=200, help="most calls of each op")
     parser.add_argument("--seconds", type=float, default=25.0, help="a level's share of time")
     parser.add_argument("--level", help="run this one here")
     parser.add_argument("--last", type=Path, help="file that names the call under way")
     options = parser.parse_args()
-    missing = sorted(set(OPS) - set(RECIPES))
+    missing = sorted({impl.op for impl in ds_ops()} - set(RECIPES))
     if missing:
         print(f"no recipe in recipes.py for {', '.join(missing)}", flush=True)
         return 1

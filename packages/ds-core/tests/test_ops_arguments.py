@@ -64,3 +64,11 @@ def test_reserved_fields_are_zero_and_not_asked_for() -> None:
     found = read_structs("typedef struct a { uint32_t struct_size; int32_t reserved; const float* const* x; } a;")["a"]
     assert found.fields == (("x", "P"),)
     assert found(x=7)[4:8] == bytes(4)
+
+
+def test_a_field_that_may_be_left_out_is_zero() -> None:
+    text = "typedef struct a { uint32_t struct_size; int32_t b; /* 1 or 2 */ int32_t format; /* 0 if left out */ } a;"
+    found = read_structs(text)["a"]
+    assert found(b=1) == found(b=1, format=0) != found(b=1, format=3)
+    with pytest.raises(OpError, match="missing b"):
+        found(format=1)

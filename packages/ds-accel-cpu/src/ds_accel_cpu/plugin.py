@@ -48,6 +48,7 @@ _OPS = (
     "linear_weight_only",
     "linear_w8a8",
 )
+_SUPPORTS = {"linear_weight_only": "ds_accel_cpu.supports:linear_weight_only"}
 
 
 def _is_available() -> Availability:
@@ -75,8 +76,8 @@ def ds_accelerators() -> Iterable[AcceleratorEntry]:
 
 @hookimpl
 def ds_ops() -> Iterable[OpImpl]:
-    """Native kernels for every op of the table."""
-    return [OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}") for op in _OPS]
+    """Native kernels for most ops of the table."""
+    return [OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}", supports=_SUPPORTS.get(op)) for op in _OPS]
 
 
 @hookimpl

@@ -9,6 +9,10 @@ __all__ = ["W8A8_CASES", "WEIGHT_ONLY_CASES"]
 _SUMS = Exactness(ulps=1, relative=2e-6)
 """float32 sums run in another order than the reference's, which is exact until its one rounding."""
 
+_FLOATS = (("e4m3fn", 8), ("e5m2", 8), ("e3m2", 6), ("e2m3", 6), ("e2m1", 4))
+_FINITE: dict[str | None, int] = {"e4m3fn": 0x7F, "e5m2": 0x7C}
+"""First magnitude code that is no number; the smaller formats have none."""
+
 _SHAPES = (
     # name, shape of x without inputs, inputs, outputs, group_size
     ("one_row", (1,), 256, 64, 64),
@@ -42,6 +46,7 @@ def _case(
     layout: Layout = Layout.CONTIGUOUS,
     exactness: Exactness,
     levels: Exactness,
+    format: str | None = None,
 ) -> OpCase:
     blocks = (outputs + 15) // 16
     groups = (-(-inputs // group_size), blocks * 16)
@@ -49,12 +54,22 @@ def _case(
         name,
         {
             "x": TensorSpec((*lead, inputs), dtype, fill, layout=layout),
-            "codes": TensorSpec((blocks, -(-inputs // 64) * 64 * 16 * bits // 8), "uint8", Fill.INTEGERS),
+            "codes": TensorSpec(
+                (blocks, -(-inputs // 64) * 64 * 16 * bits // 8),
+                "uint8",
+                Fill.CODES if format in _FINITE else Fill.INTEGERS,
+                _FINITE.get(format, 1),
+            ),
             "scales": TensorSpec(groups, "float32", Fill.NORMAL, 0.01),
             "zeros": TensorSpec(groups, "int8", Fill.INTEGERS) if zeros else None,
             "bias": TensorSpec((outputs,), bias) if bias is not None else None,
         },
-        {"bits": bits, "group_size": group_size, "out_features": outputs},
+        {
+            "bits": bits,
+            "group_size": group_size,
+            "out_features": outputs,
+            **({} if format is None else {"format": format}),
+        },
         exactness=exactness,
         levels=levels,
     )
@@ -106,5 +121,34 @@ def _cases(exactness: Exactness, bf16_levels: Exactness) -> tuple[OpCase, ...]:
     return tuple(cases)
 
 
-WEIGHT_ONLY_CASES = _cases(_SUMS, _SUMS)
+def _float_cases() -> tuple[OpCase, ...]:
+    ways = {name: (lead, inputs, outputs, group) for name, lead, inputs, outputs, group in _SHAPES}
+    return tuple(
+        _case(
+            f"{name}_{format}_{dtype}",
+            *ways[name],
+            bits=bits,
+            dtype=dtype,
+            bias=dtype if name == "odd" else None,
+            format=format,
+            exactness=_SUMS,
+            levels=_SUMS,
+        )
+        for format, bits in _FLOATS
+        for name, dtype in (
+            ("one_row", "float16"),
+            ("one_row", "bfloat16"),
+            ("odd", "float32"),
+            ("odd", "float16"),
+            ("small_groups", "bfloat16"),
+            ("few_rows", "float32"),
+            ("more_rows", "bfloat16"),
+            ("one_input", "float32"),
+            ("no_rows", "float32"),
+            ("no_outputs", "float16"),
+        )
+    )
+
+
+WEIGHT_ONLY_CASES = (*_cases(_SUMS, _SUMS), *_float_cases())
 W8A8_CASES = _cases(Exactness(), Exactness())

@@ -1,4 +1,4 @@
-"""linear_weight_only and linear_w8a8: linear layers with an int8 or int4 weight."""
+"""linear_weight_only and linear_w8a8: linear layers with a weight of integers or small floats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from ds_core.errors import OpError
 from ds_core.ops._linear_cases import W8A8_CASES, WEIGHT_ONLY_CASES
 from ds_core.ops._packed_weight import (
     BLOCK,
+    INTEGER,
     PackedWeight,
     check_grouping,
+    check_zeros,
     groups_of,
     packed_bytes,
     unpack_integers,
@@ -40,7 +42,9 @@ def linear_weight_only(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor
     Raises:
         OpError: a shape, dtype or device does not fit.
     """
-    return _linear("linear_weight_only", 0, x, weight, bias)
+    # Integers leave the format out, so that kernels from before there were formats still serve them.
+    more = () if weight.format == INTEGER else (weight.format,)
+    return _linear("linear_weight_only", 0, x, weight, bias, *more)
 
 
 def linear_w8a8(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -49,18 +53,25 @@ def linear_w8a8(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
     The integer sums are exact, so the same bits come from every implementation. A row with an infinity or NaN gives
     NaN. Without autograd.
     """
+    if weight.format != INTEGER:
+        raise OpError(
+            f"linear_w8a8: weight must hold integers, got {weight.format}. Use linear_weight_only, or pack_weight "
+            "to int8 or int4."
+        )
     with torch.no_grad():
         return _linear("linear_w8a8", 1, x, weight, bias)
 
 
-def _linear(name: str, index: int, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def _linear(
+    name: str, index: int, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *more: str
+) -> torch.Tensor:
     if x.dim() < 1 or x.shape[-1] != weight.in_features:
         raise OpError(
             f"{name}: x must have {weight.in_features} in its last dimension (in_features of the weight), got "
             f"shape {tuple(x.shape)}."
         )
     arguments = (
-        x, weight.codes, weight.scales, weight.zeros, bias, weight.bits, weight.group_size, weight.out_features
+        x, weight.codes, weight.scales, weight.zeros, bias, weight.bits, weight.group_size, weight.out_features, *more
     )  # fmt: skip
     learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if learns or not is_plain(x):
@@ -81,12 +92,14 @@ def _check(
     bits: int,
     group_size: int,
     out_features: int,
+    format: str = INTEGER,
 ) -> None:
     expect_dtype(op, "x", x)
     if x.dim() < 1 or x.shape[-1] < 1:
         raise OpError(f"{op}: x must have a last dimension that is not empty, got shape {tuple(x.shape)}.")
     inputs, blocks = x.shape[-1], (out_features + BLOCK - 1) // BLOCK
-    check_grouping(op, bits, group_size, inputs)
+    check_grouping(op, bits, group_size, inputs, format)
+    check_zeros(op, zeros, format)
     made = "as pack_weight makes it from a weight of that many inputs and outputs"
     expect_dtype(op, "codes", codes, (torch.uint8,))
     expect_shape(op, "codes", codes, (blocks, packed_bytes(bits, inputs)), made)
@@ -121,8 +134,9 @@ def _reference_weight_only(
     bits: int,
     group_size: int,
     out_features: int,
+    format: str = INTEGER,
 ) -> torch.Tensor:
-    weight = unpack_values(codes, scales, zeros, bits, group_size, out_features, x.shape[-1])
+    weight = unpack_values(codes, scales, zeros, bits, group_size, out_features, x.shape[-1], format)
     y = x.double() @ weight.t()
     return (y if bias is None else y + bias.double()).to(x.dtype)
 
@@ -162,15 +176,16 @@ def _fake(
     bits: int,
     group_size: int,
     out_features: int,
+    format: str = INTEGER,
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, codes, scales, zeros, bias, bits, group_size, out_features = inputs
+    x, codes, scales, zeros, bias, bits, group_size, out_features, format = inputs
     ctx.save_for_backward(codes, scales, zeros)
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.weight = (bits, group_size, out_features, x.shape[-1])
+    ctx.weight = (bits, group_size, out_features, x.shape[-1], format)
 
 
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -179,17 +194,16 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx = dy @ unpack_values(*ctx.saved_tensors, *ctx.weight).to(dy.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-    return dx, None, None, None, dbias, None, None, None
+    return dx, None, None, None, dbias, None, None, None, None
 
 
 _ARGUMENTS = (
-    "(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
-    "SymInt out_features) -> Tensor"
+    "(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, SymInt out_features"
 )
 
 DEFINITIONS = (
     OpDefinition(
-        schema=f"linear_weight_only{_ARGUMENTS}",
+        schema=f'linear_weight_only{_ARGUMENTS}, str format="integer") -> Tensor',
         check=_check_weight_only,
         reference=_reference_weight_only,
         fake=_fake,
@@ -197,7 +211,7 @@ DEFINITIONS = (
         cases=WEIGHT_ONLY_CASES,
     ),
     OpDefinition(
-        schema=f"linear_w8a8{_ARGUMENTS}",
+        schema=f"linear_w8a8{_ARGUMENTS}) -> Tensor",
         check=_check_w8a8,
         reference=_reference_w8a8,
         fake=_fake,

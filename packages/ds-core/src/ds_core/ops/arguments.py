@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ds_core.errors import OpError, did_you_mean
@@ -21,6 +21,7 @@ __all__ = ["ArgumentStruct", "argument_struct", "argument_structs", "read_struct
 _CODES = {"uint32_t": "I", "int32_t": "i", "uint64_t": "Q", "int64_t": "q", "float": "f", "double": "d"}
 _STRUCT = re.compile(r"typedef struct (\w+) \{(.*?)\} \1;", re.DOTALL)
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_DEFAULT = re.compile(r"(\w+);\s*/\*(?:(?!\*/).)*\b0 if left out\b", re.DOTALL)
 _FIELD = re.compile(r"^(?:const )?(\w+)\s*((?:\*\s*(?:const\s*)?)*)\s*(\w+)$")
 
 
@@ -31,16 +32,21 @@ class ArgumentStruct:
         name: as in the header, for example ``"ds_adam_args"``.
         fields: (name, format code of `struct`) in order, without ``struct_size`` and reserved fields.
         format: of the whole struct, for `struct.Struct`.
+        optional: fields that are 0 when a caller leaves them out: they took the place of a reserved one, and there are
+            callers from before.
     """
 
-    __slots__ = ("_names", "_pack", "fields", "name", "size")
+    __slots__ = ("_defaults", "_names", "_pack", "fields", "name", "size")
 
-    def __init__(self, name: str, fields: tuple[tuple[str, str], ...], format: str) -> None:
+    def __init__(
+        self, name: str, fields: tuple[tuple[str, str], ...], format: str, optional: Collection[str] = ()
+    ) -> None:
         packer = struct.Struct(format)
         self.name: str = name
         self.fields: tuple[tuple[str, str], ...] = fields
         self.size: int = packer.size
         self._names: tuple[str, ...] = tuple(field for field, _ in fields)
+        self._defaults: dict[str, int] = dict.fromkeys(optional, 0)
         self._pack: Callable[..., bytes] = packer.pack
 
     def __call__(self, **values: Any) -> bytes:
@@ -49,6 +55,8 @@ class ArgumentStruct:
         Raises:
             OpError: a field is missing, unknown, or does not fit its type.
         """
+        if self._defaults:
+            values = {**self._defaults, **values}
         try:
             packed = self._pack(self.size, *[values[name] for name in self._names])
         except (KeyError, struct.error, OverflowError) as error:
@@ -92,11 +100,12 @@ def read_structs(header: str) -> dict[str, ArgumentStruct]:
     Raises:
         OpError: a struct has a field of a type that cannot be passed.
     """
-    text = _COMMENT.sub("", header)
-    return {name: _read_struct(name, body) for name, body in _STRUCT.findall(text)}
+    return {name: _read_struct(name, body) for name, body in _STRUCT.findall(header)}
 
 
 def _read_struct(name: str, body: str) -> ArgumentStruct:
+    optional = _DEFAULT.findall(body)
+    body = _COMMENT.sub("", body)
     format, fields = "@", []
     for number, declaration in enumerate(line.strip() for line in body.split(";") if line.strip()):
         match = _FIELD.match(" ".join(declaration.split()))
@@ -113,4 +122,4 @@ def _read_struct(name: str, body: str) -> ArgumentStruct:
         format += code
         if number > 0:
             fields.append((match[3], code))
-    return ArgumentStruct(name, tuple(fields), format + "0P")  # ends as aligned as C ends it
+    return ArgumentStruct(name, tuple(fields), format + "0P", optional)  # ends as aligned as C does

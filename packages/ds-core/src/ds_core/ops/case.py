@@ -18,6 +18,7 @@ class Fill(Enum):
     ZEROS = "zeros"
     SPECIAL = "special"  # normal with some infinities, NaNs and zeros of both signs
     BYTES = "bytes"  # whole numbers in [0, 255]
+    CODES = "codes"  # whole numbers in [0, scale), with the uppermost bit of a byte set in half of them
     INTEGERS = "integers"  # whole numbers in [-127, 127]
     INDICES = "indices"  # whole numbers in [0, scale), some of them more than once
     RISING = "rising"  # different whole numbers in [0, scale), sorted along the last dimension

@@ -77,7 +77,11 @@ OPS: Mapping[str, Op] = {
         Op("scatter_rows_backward", "ds_core.ops._scatter_rows", "gradients of scatter_rows with weights"),
         Op("combine_rows", "ds_core.ops._combine_rows", "weighted sums of a few rows for each token"),
         Op("combine_rows_backward", "ds_core.ops._combine_rows", "gradients of combine_rows"),
-        Op("linear_weight_only", "ds_core.ops._linear_quantized", "linear layer with an int8 or int4 weight"),
+        Op(
+            "linear_weight_only",
+            "ds_core.ops._linear_quantized",
+            "linear layer with an int8, int4, fp8, fp6 or fp4 weight",
+        ),
         Op("linear_w8a8", "ds_core.ops._linear_quantized", "the same on activations quantized to int8 row by row"),
     )
 }

@@ -154,6 +154,9 @@ def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(-127, 128, spec.shape, generator=generator)
     if spec.fill in (Fill.INDICES, Fill.RISING, Fill.HOLES, Fill.TARGETS):
         return _indices(spec, generator)
+    if spec.fill is Fill.CODES:
+        signs = torch.randint(0, 2, spec.shape, generator=generator) << 7
+        return signs | torch.randint(0, int(spec.scale), spec.shape, generator=generator)
     if spec.fill is Fill.BYTES:
         return torch.randint(0, 256, spec.shape, generator=generator)
     if spec.fill is Fill.ZEROS:
