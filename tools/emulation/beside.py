@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ds_accel_cpu.ops._base import code
+from ds_core.ops.calls.kernels import code
 
 __all__ = ["Beside", "calls"]
 
@@ -39,7 +39,7 @@ def _reduction(dtype: torch.dtype, op: int, numel: int) -> Callable[[Make], torc
         table = torch.tensor([each.data_ptr() for each in inputs], dtype=torch.int64)
         out, copy = (torch.zeros(numel, dtype=dtype) for _ in range(2))
         fields: dict[str, Any] = {"dtype": code(dtype), "op": op, "count": len(inputs), "numel": numel}
-        make("reduce_ranks")(inputs=table.data_ptr(), out=out.data_ptr(), copy=copy.data_ptr(), **fields)
+        make("reduce_ranks")(out.device, inputs=table.data_ptr(), out=out.data_ptr(), copy=copy.data_ptr(), **fields)
         return torch.cat([out, copy])
 
     return run

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ds_accel_cpu.isa import library
-from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.launching import cpu_ops
+from ds_core.ops.calls import KernelOps
 from ds_core.ops.case import Exactness, OpCase
 from ds_core.ops.native import KernelLibrary
 from ds_core.ops.table import OPS
@@ -75,7 +76,7 @@ def run_cases(machine: Machine, built: Built, ops: Sequence[str], emulator: str)
     """Runs them; `ops` empty means all."""
     outcome = Outcome(machine, emulator=emulator, compiler=built.compiler)
     began = time.monotonic()
-    native = CpuOps(library())
+    native = cpu_ops(library())
     with Runner(command(machine, built), built.library(machine.level)) as runner:
         emulated = EmulatedOps(runner)
         try:
@@ -108,7 +109,7 @@ def _run_op(outcome: Outcome, name: str, kernel: Callable[..., Any], here: Calla
             outcome.failures.append(f"{name}, case {case.name}: {error}")
 
 
-def _run_beside(outcome: Outcome, emulated: EmulatedOps, native: CpuOps) -> None:
+def _run_beside(outcome: Outcome, emulated: EmulatedOps, native: KernelOps) -> None:
     for call in calls():
         outcome.beside += 1
         if not torch.equal(call.run(emulated.kernel), call.run(native.kernel)):

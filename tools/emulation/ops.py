@@ -1,7 +1,7 @@
-"""The ops of ds-accel-cpu over kernels that run elsewhere.
+"""The ops of a kernel library over kernels that run elsewhere.
 
 Note [Whatever an op calls]
-    The code of `ds_accel_cpu.ops` runs here, unchanged. Where it would call a kernel it calls an `EmulatedKernel`,
+    The code of `ds_core.ops.calls` runs here, unchanged. Where it would call a kernel it calls an `EmulatedKernel`,
     which sends the argument struct and every storage that the struct points into, and writes back what the kernel made
     of them. Which storage an address lies in is looked up among all tensors alive, so a new op needs no line here.
 """
@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ds_accel_cpu.ops import CpuOps
 from ds_core.ops.arguments import argument_struct
+from ds_core.ops.calls import HostLauncher, KernelOps
 from ds_core.ops.native import include_dir
 from emulation.runner import Buffer, Pointer, Runner
 
@@ -33,7 +33,7 @@ _WORD = struct.Struct("<Q")
 
 
 class EmulatedKernel:
-    """Stands where a `ds_accel_cpu.ops._base.CallableKernel` would.
+    """Stands where a `ds_core.ops.calls.CallableKernel` would.
 
     Args:
         runner: makes the calls.
@@ -48,7 +48,7 @@ class EmulatedKernel:
         self._name = name
         self._struct = argument_struct(struct_name or f"ds_{name.rstrip('_')}_args")
 
-    def __call__(self, **arguments: Any) -> None:
+    def __call__(self, device: torch.device, /, **arguments: Any) -> None:
         """Runs it.
 
         Raises:
@@ -73,13 +73,13 @@ class EmulatedKernel:
                 yield field, next(i for i, (a, b) in enumerate(zip(empty, marked, strict=True)) if a != b)
 
 
-class EmulatedOps(CpuOps):
+class EmulatedOps(KernelOps):
     """The ops with their kernels behind a `Runner`; `called` names the kernels that were called."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.called: set[str] = set()
-        super().__init__(None)  # type: ignore[arg-type]  # the library is not in this process
+        super().__init__(None, HostLauncher())  # type: ignore[arg-type]  # the library is not in this process
 
     def kernel(self, name: str, struct: str | None = None) -> Any:
         """A row of the library there."""

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ds_accel_cpu.isa import library
-from ds_accel_cpu.ops._base import CallableKernel, address
+from ds_accel_cpu.launching import callable_kernel
 from ds_accel_cpu.optim import CPUAdam
 from ds_core import ops
 from ds_core.ops import native
@@ -53,15 +53,15 @@ def bound(numel: int) -> Callable[[], object] | None:
         flags = ["-O3", "-std=c++17", "-shared", "-fPIC", *LEVEL_FLAGS.get(library().target, [])]
         command = [compiler, *flags, "-I", str(native.include_dir()), str(source), "-o", str(built)]
         subprocess.run(command, check=True)
-        kernel = CallableKernel(native.load(built), "adam_")
+        kernel = callable_kernel(native.load(built), "adam_")
     tensors = [torch.randn(numel) for _ in range(4)]
-    p, g, m, v = (address(t) for t in tensors)
+    p, g, m, v = (t.data_ptr() for t in tensors)
     arguments: dict[str, float] = {name: 0 for name, _ in argument_struct("ds_adam_args").fields}
     arguments.update(param_dtype=1, grad_dtype=1, state_dtype=1, numel=numel, rounding_seed=-1)
     arguments.update(param=p, grad=g, exp_avg=m, exp_avg_sq=v)
 
     def run() -> object:
-        kernel(**arguments)
+        kernel(tensors[0].device, **arguments)
         return tensors
 
     return run

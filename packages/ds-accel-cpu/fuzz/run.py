@@ -26,7 +26,7 @@ from draw import Draw
 from recipes import RECIPES
 
 from ds_accel_cpu.isa import load_level, usable_levels
-from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.launching import cpu_ops
 from ds_accel_cpu.plugin import ds_ops
 from ds_core.errors import OpError
 from ds_core.ops.table import op
@@ -71,7 +71,7 @@ def call_once(name: str, number: int, kernel: Callable[..., Any]) -> None:
 
 def fuzz(level: str, ops: Sequence[str], first: int, calls: int, seconds: float, last: Path | None) -> int:
     """Calls of each op on one level, in turn, until there were `calls` of each or the time is over."""
-    kernels = CpuOps(load_level(level))
+    kernels = cpu_ops(load_level(level))
     until, done = time.monotonic() + seconds, 0
     for number in range(first, first + calls):
         for name in ops:

@@ -10,7 +10,8 @@ import torch
 
 from ds_accel_cpu import plugin
 from ds_accel_cpu.isa import load_level, usable_levels
-from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.launching import cpu_ops
+from ds_core.ops.calls import KernelOps
 from ds_core.ops.case import Exactness, OpCase
 from ds_core.plugins import load_ref
 from ds_core.testing import op_cases
@@ -21,8 +22,8 @@ HYPER: dict[str, Any] = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "
 ROUNDS_ONCE = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
-def kernels(level: str) -> CpuOps:
-    return CpuOps(load_level(level))
+def kernels(level: str) -> KernelOps:
+    return cpu_ops(load_level(level))
 
 
 def served_cases(name: str) -> list[OpCase]:
@@ -110,7 +111,7 @@ def test_every_kind_of_float_rounds_as_in_torch(level: str, dtype: torch.dtype) 
     assert copy[~numbers].isnan().all()
 
 
-def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
+def adam_call(ops: KernelOps, **more: Any) -> list[torch.Tensor]:
     numel = 300_007
     generator = torch.Generator().manual_seed(0)
     p, g, m, v = (torch.randn(numel, generator=generator) for _ in range(4))
@@ -119,7 +120,7 @@ def adam_call(ops: CpuOps, **more: Any) -> list[torch.Tensor]:
     return tensors
 
 
-def other_optimizers_call(ops: CpuOps) -> list[torch.Tensor]:
+def other_optimizers_call(ops: KernelOps) -> list[torch.Tensor]:
     numel = 300_007
     generator = torch.Generator().manual_seed(0)
     p, g, m, v = (torch.randn(numel, generator=generator) for _ in range(4))
@@ -134,7 +135,7 @@ def other_optimizers_call(ops: CpuOps) -> list[torch.Tensor]:
     return [*tensors, sums]
 
 
-def norm_call(ops: CpuOps) -> list[torch.Tensor]:
+def norm_call(ops: KernelOps) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(3001, 100, generator=generator) for _ in range(2))
     w, b = (torch.randn(100, generator=generator) for _ in range(2))
@@ -151,7 +152,7 @@ def norm_call(ops: CpuOps) -> list[torch.Tensor]:
     ]
 
 
-def reduction_and_quantization_call(ops: CpuOps) -> list[torch.Tensor]:
+def reduction_and_quantization_call(ops: KernelOps) -> list[torch.Tensor]:
     x = torch.randn(700_001, generator=torch.Generator().manual_seed(0))
     result = [ops.sum_of_squares(x), ops.sum_of_squares(x.half())]
     for format, scaling, group_size in (

@@ -12,7 +12,7 @@ import torch
 
 from ds_accel_cpu import plugin
 from ds_accel_cpu.isa import load_level, usable_levels
-from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.launching import cpu_ops
 
 SERVED = [impl.op for impl in plugin.ds_ops()]
 FUZZ = Path(__file__).resolve().parent.parent / "fuzz"
@@ -32,7 +32,7 @@ def test_every_op_has_a_recipe(fuzzer: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", SERVED)
 def test_drawn_calls_are_valid_and_spoilt_indices_refused(name: str, fuzzer: ModuleType) -> None:
-    kernel = getattr(CpuOps(load_level(usable_levels()[0])), name)
+    kernel = getattr(cpu_ops(load_level(usable_levels()[0])), name)
     for number in range(12):
         fuzzer.call_once(name, number, kernel)
 

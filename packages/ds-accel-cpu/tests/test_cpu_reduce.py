@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ds_accel_cpu.isa import library_path, usable_levels
-from ds_accel_cpu.ops._base import CallableKernel, code
+from ds_accel_cpu.launching import callable_kernel
+from ds_core.ops.calls.kernels import CallableKernel, code
 from ds_core.ops.native import load
 
 STEPS: dict[int, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -31,7 +32,7 @@ CASES = [(dtype, op) for dtype in FLOATS for op in range(5)] + [
 
 @cache
 def kernel(level: str) -> CallableKernel:
-    return CallableKernel(load(library_path(level)), "reduce_ranks")
+    return callable_kernel(load(library_path(level)), "reduce_ranks")
 
 
 def values(numel: int, dtype: torch.dtype, rank: int) -> torch.Tensor:
@@ -56,6 +57,7 @@ def expected(inputs: list[torch.Tensor], op: int) -> torch.Tensor:
 def reduce(level: str, inputs: list[torch.Tensor], op: int, out: torch.Tensor, copy: torch.Tensor | None) -> None:
     addresses = torch.tensor([each.data_ptr() for each in inputs])
     kernel(level)(
+        torch.device("cpu"),
         dtype=code(out.dtype),
         op=op,
         count=len(inputs),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_accel_cpu.ops.matmul import MatmulOps
+from ds_accel_cpu.launching import CpuLauncher
 from ds_core.ops import native
+from ds_core.ops.calls.matmul import MatmulOps
 from ds_core.testing import op_cases
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -35,7 +36,7 @@ def build(folder: Path, *flags: str) -> MatmulOps:
     common = ["-shared", "-fPIC", "-std=c++17", "-O0", "-ffp-contract=off", "-fno-math-errno", "-DDSK_EMULATE_TILES"]
     includes = [f"-I{KERNELS}", f"-I{native.include_dir()}"]
     subprocess.run([COMPILER, *common, *flags, *includes, *sources, "-o", path], check=True, timeout=300)
-    return MatmulOps(native.load(path))
+    return MatmulOps(native.load(path), CpuLauncher())
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,8 @@ def test_a_newer_minor_with_longer_structs_is_read() -> None:
     ("made", "message"),
     [
         (Made(magic=0x12345678), r"begins with 0x12345678, expected 0x314b5344"),
-        (Made(abi_major=2), r"built for kernel ABI 2\.0; this ds-core reads 1\.0\. Upgrade ds-core\."),
-        (Made(abi_major=0, abi_minor=9), r"ABI 0\.9; this ds-core reads 1\.0\. Upgrade the wheel that brings it"),
+        (Made(abi_major=2), r"built for kernel ABI 2\.0; this ds-core reads 1\.1\. Upgrade ds-core\."),
+        (Made(abi_major=0, abi_minor=9), r"ABI 0\.9; this ds-core reads 1\.1\. Upgrade the wheel that brings it"),
         (Made(struct_size=16), r"its descriptor has 16 bytes, ABI 1 needs at least \d+"),
         (Made(entry_size=8), r"a row of its op table has 8 bytes, ABI 1 needs at least \d+"),
         (Made(b"adam_", b"adam_"), r"lists 'adam_' twice"),

@@ -67,6 +67,6 @@ inline int64_t units_per_task(const ds_exec* exec, int64_t numel, int64_t unit) 
   return max64(1, min64(share, kLongTask) / unit);
 }
 
-inline bool usable(const ds_exec* exec) { return exec != nullptr && exec->struct_size >= sizeof(ds_exec); }
+inline bool usable(const ds_exec* exec) { return exec != nullptr && exec->struct_size >= DS_EXEC_SIZE_1_0; }
 
 }  // namespace dsk

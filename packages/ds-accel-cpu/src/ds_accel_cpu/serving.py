@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ds_accel_cpu.isa import library
-from ds_accel_cpu.ops import CpuOps
+from ds_accel_cpu.launching import cpu_ops
 from ds_accel_cpu.threads import borrow_from_torch
 
 __all__ = ["OPS"]
 
-OPS = CpuOps(library())
+OPS = cpu_ops(library())
 
 borrow_from_torch()

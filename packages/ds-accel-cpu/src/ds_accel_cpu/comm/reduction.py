@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from ds_accel_cpu.isa import library
-from ds_accel_cpu.ops._base import CallableKernel, code
+from ds_accel_cpu.launching import callable_kernel
+from ds_core.ops.calls.kernels import CallableKernel, code
 
 __all__ = ["kernel_address", "reduce_tensors"]
 
@@ -26,7 +27,7 @@ def kernel_address() -> int:
 
 @functools.cache
 def _kernel() -> CallableKernel:
-    return CallableKernel(library(), _NAME)
+    return callable_kernel(library(), _NAME)
 
 
 def reduce_tensors(inputs: Sequence[torch.Tensor], output: torch.Tensor, op: int) -> None:
@@ -39,6 +40,7 @@ def reduce_tensors(inputs: Sequence[torch.Tensor], output: torch.Tensor, op: int
     """
     addresses = torch.tensor([each.data_ptr() for each in inputs], dtype=torch.int64)
     _kernel()(
+        output.device,
         dtype=code(output.dtype),
         op=op,
         count=len(inputs),

@@ -11,6 +11,7 @@
 #ifndef DS_KERNEL_H
 #define DS_KERNEL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -19,7 +20,7 @@ extern "C" {
 
 #define DS_KERNEL_MAGIC 0x314B5344u /* "DSK1" in memory on a little-endian machine */
 #define DS_KERNEL_ABI_MAJOR 1
-#define DS_KERNEL_ABI_MINOR 0
+#define DS_KERNEL_ABI_MINOR 1
 
 #if defined(_WIN32)
 #define DS_KERNEL_EXPORT __declspec(dllexport)
@@ -66,7 +67,12 @@ typedef struct ds_exec {
   uint64_t workspace_bytes;        /* its size */
   ds_parallel_for_fn parallel_for; /* host kernels: NULL runs on the calling thread */
   void* pool;                      /* first argument of `parallel_for` */
+  char* message;                   /* since ABI 1.1, NULL or absent: room for why a call is refused, one line */
+  uint64_t message_bytes;          /* of that room, with the closing 0 */
 } ds_exec;
+
+/* Size of ds_exec in ABI 1.0: what every caller has. */
+#define DS_EXEC_SIZE_1_0 offsetof(ds_exec, message)
 
 typedef int32_t (*ds_kernel_fn)(const void* arguments, const ds_exec* exec);
 typedef uint64_t (*ds_workspace_fn)(const void* arguments);

@@ -5,15 +5,24 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_core.errors import PluginError
 
-__all__ = ["ABI", "DTYPE_CODES", "Kernel", "KernelLibrary", "include_dir", "load", "read_descriptor"]
+__all__ = [
+    "ABI",
+    "DTYPE_CODES",
+    "Kernel",
+    "KernelLibrary",
+    "include_dir",
+    "kernel_functions",
+    "load",
+    "read_descriptor",
+]
 
-ABI = (1, 0)
+ABI = (1, 1)
 """(major, minor) of ds_kernel.h that this ds-core reads. Another major is refused, a newer minor is fine."""
 
 MAGIC = 0x314B5344
@@ -89,6 +98,15 @@ class KernelLibrary:
     target: str
     build: str
     kernels: Mapping[str, Kernel]
+
+
+def kernel_functions(kernel: Kernel) -> tuple[Callable[..., int], Callable[..., int] | None]:
+    """``run(arguments, exec)`` and ``workspace_bytes(arguments)`` of a row; the latter may be absent."""
+    entry = _Entry.from_address(kernel.address)
+    run = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p)(entry.run)
+    if not entry.workspace_bytes:
+        return run, None
+    return run, ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_char_p)(entry.workspace_bytes)
 
 
 def include_dir() -> Path:

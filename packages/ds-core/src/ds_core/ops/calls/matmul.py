@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ds_accel_cpu.ops._base import CallableKernel, Kernels, address, code
+from ds_core.ops.calls.kernels import CallableKernel, Kernels, Launcher, address, code
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["MatmulOps"]
@@ -13,8 +13,8 @@ __all__ = ["MatmulOps"]
 class MatmulOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._linear_weight_only = self.kernel("linear_weight_only", "ds_linear_args")
         self._linear_w8a8 = self.kernel("linear_w8a8", "ds_linear_args")
 
@@ -61,8 +61,9 @@ def _linear(
     x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
     zeros = None if zeros is None else zeros.contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+    y = x.new_empty((*x.shape[:-1], out_features))
     kernel(
+        x.device,
         dtype=code(x),
         bits=bits,
         rows=x.numel() // x.shape[-1],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ds_accel_cpu.ops._base import CallableKernel, Kernels, address, code
+from ds_core.ops.calls.kernels import CallableKernel, Kernels, Launcher, address, code
 from ds_core.ops.checks import expect_rows_exist
 from ds_core.ops.native import KernelLibrary
 
@@ -14,8 +14,8 @@ __all__ = ["LossOps"]
 class LossOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._cross_entropy_forward = self.kernel("cross_entropy_forward")
         self._cross_entropy_backward = self.kernel("cross_entropy_backward")
         self._cross_entropy = self.kernel("cross_entropy_")
@@ -100,6 +100,7 @@ class LossOps(Kernels):
         columns = logits.shape[-1]
         try:
             kernel(
+                logits.device,
                 dtype=code(logits),
                 rows=target.numel(),
                 columns=columns,

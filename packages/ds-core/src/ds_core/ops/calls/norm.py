@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ds_accel_cpu.ops._base import Kernels, address, code
+from ds_core.ops.calls.kernels import Kernels, Launcher, address, code
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["NormOps"]
@@ -13,8 +13,8 @@ __all__ = ["NormOps"]
 class NormOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._rms_norm_forward = self.kernel("rms_norm_forward")
         self._rms_norm_backward = self.kernel("rms_norm_backward")
         self._layer_norm_forward = self.kernel("layer_norm_forward")
@@ -38,6 +38,7 @@ class NormOps(Kernels):
         y, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
         total = x if residual is None else torch.empty_like(x)
         self._rms_norm_forward(
+            x.device,
             dtype=code(x),
             weight_dtype=code(weight),
             eps=eps,
@@ -71,6 +72,7 @@ class NormOps(Kernels):
         weight, rstd = weight.contiguous(), rstd.contiguous()
         dx, dweight = torch.empty_like(total), torch.empty_like(weight)
         self._rms_norm_backward(
+            total.device,
             dtype=code(total),
             weight_dtype=code(weight),
             rows=rstd.numel(),
@@ -111,6 +113,7 @@ class NormOps(Kernels):
         rstd = torch.empty_like(mean)
         total = x if residual is None else torch.empty_like(x)
         self._layer_norm_forward(
+            x.device,
             dtype=code(x),
             weight_dtype=code(weight),
             eps=eps,
@@ -147,6 +150,7 @@ class NormOps(Kernels):
         mean, rstd = mean.contiguous(), rstd.contiguous()
         dx, dweight, dbias = torch.empty_like(total), torch.empty_like(weight), torch.empty_like(weight)
         self._layer_norm_backward(
+            total.device,
             dtype=code(total),
             weight_dtype=code(weight),
             rows=mean.numel(),

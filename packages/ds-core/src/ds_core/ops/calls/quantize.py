@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ds_accel_cpu.ops._base import Kernels, address, code
 from ds_core.ops._formats import FORMATS, packed_shape
 from ds_core.ops._quantize import SCALINGS
+from ds_core.ops.calls.kernels import Kernels, Launcher, address, code
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["QuantizeOps"]
@@ -17,8 +17,8 @@ __all__ = ["QuantizeOps"]
 class QuantizeOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._quantize = self.kernel("quantize")
         self._dequantize = self.kernel("dequantize")
 
@@ -34,10 +34,13 @@ class QuantizeOps(Kernels):
         """See `ds_core.ops.quantize`."""
         x, kind = x.contiguous(), FORMATS[format]
         groups = (x.numel() + group_size - 1) // group_size
-        q = torch.empty(packed_shape(kind, x.shape), dtype=kind.dtype)
-        scales = torch.empty((groups,), dtype=torch.uint8 if scaling == "power_of_two" else torch.float32)
-        zeros = torch.empty((groups if scaling == "asymmetric" else 0,), dtype=torch.int8)
+        q = torch.empty(packed_shape(kind, x.shape), dtype=kind.dtype, device=x.device)
+        scales = torch.empty(
+            (groups,), dtype=torch.uint8 if scaling == "power_of_two" else torch.float32, device=x.device
+        )
+        zeros = torch.empty((groups if scaling == "asymmetric" else 0,), dtype=torch.int8, device=x.device)
         self._quantize(
+            x.device,
             dtype=code(x),
             format=kind.number,
             scaling=SCALINGS[scaling],
@@ -66,8 +69,9 @@ class QuantizeOps(Kernels):
         q, scales = q.contiguous(), scales.contiguous()
         zeros = None if zeros is None else zeros.contiguous()
         scaling = "asymmetric" if zeros is not None else "power_of_two" if scales.dtype == torch.uint8 else "symmetric"
-        x = torch.empty(tuple(shape), dtype=dtype)
+        x = q.new_empty(tuple(shape), dtype=dtype)
         self._dequantize(
+            q.device,
             dtype=code(dtype),
             format=FORMATS[format].number,
             scaling=SCALINGS[scaling],

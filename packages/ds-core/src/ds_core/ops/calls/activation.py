@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ds_accel_cpu.ops._base import Kernels, address, code, row_view
 from ds_core.ops._gated_activation import KINDS
+from ds_core.ops.calls.kernels import Kernels, Launcher, address, code, row_view
 from ds_core.ops.checks import expect_rows_exist
 from ds_core.ops.native import KernelLibrary
 
@@ -15,8 +15,8 @@ __all__ = ["ActivationOps"]
 class ActivationOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._rotary = self.kernel("rotary")
         self._gated_activation = self.kernel("gated_activation")
         self._gated_activation_backward = self.kernel("gated_activation_backward")
@@ -73,6 +73,7 @@ class ActivationOps(Kernels):
         batch, tokens, heads, dim = four_x.shape
         try:
             self._rotary(
+                x.device,
                 dtype=code(x),
                 interleaved=interleaved,
                 inverse=inverse,
@@ -117,6 +118,7 @@ class ActivationOps(Kernels):
 
     def _activate(self, gates: torch.Tensor, ups: torch.Tensor, kind: str, y: torch.Tensor) -> None:
         self._gated_activation(
+            gates.device,
             dtype=code(y),
             kind=KINDS[kind],
             rows=gates.shape[0],
@@ -160,6 +162,7 @@ class ActivationOps(Kernels):
         dups: torch.Tensor,
     ) -> None:
         self._gated_activation_backward(
+            gates.device,
             dtype=code(dy),
             kind=KINDS[kind],
             rows=gates.shape[0],
@@ -194,6 +197,7 @@ class ActivationOps(Kernels):
         lengths = None if lengths is None else lengths.contiguous()
         strides = (0, 0, 0, 0) if mask is None else mask.stride()
         self._softmax_forward(
+            x.device,
             dtype=code(x),
             mask_dtype=code(mask),
             causal=causal,
@@ -218,6 +222,7 @@ class ActivationOps(Kernels):
         dx = torch.empty_like(y)
         columns = y.shape[-1]
         self._softmax_backward(
+            y.device,
             dtype=code(y),
             rows=y.numel() // columns if columns else 0,
             columns=columns,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ds_accel_cpu.ops._base import Kernels, address, code
 from ds_core.ops._gather_rows import expect_rising
+from ds_core.ops.calls.kernels import Kernels, Launcher, address, code
 from ds_core.ops.checks import expect_rows_exist
 from ds_core.ops.native import KernelLibrary
 
@@ -15,8 +15,8 @@ __all__ = ["TokenOps"]
 class TokenOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._gather_rows = self.kernel("gather_rows")
         self._replace_rows = self.kernel("replace_rows")
         self._scatter_rows = self.kernel("scatter_rows")
@@ -31,6 +31,7 @@ class TokenOps(Kernels):
         y = x.new_empty((*index.shape, *columns))
         try:
             self._gather_rows(
+                x.device,
                 batch=index.shape[:-1].numel(),
                 rows=rows,
                 taken=index.shape[-1],
@@ -52,6 +53,7 @@ class TokenOps(Kernels):
         y = torch.empty_like(base)
         try:
             self._replace_rows(
+                base.device,
                 batch=index.shape[:-1].numel(),
                 rows=rows,
                 taken=index.shape[-1],
@@ -77,6 +79,7 @@ class TokenOps(Kernels):
         y = x.new_empty((*index.shape[:-1], rows, *columns))
         try:
             self._scatter_rows(
+                x.device,
                 dtype=code(x),
                 weight_dtype=code(weights),
                 batch=index.shape[:-1].numel(),
@@ -102,6 +105,7 @@ class TokenOps(Kernels):
         dx, dweights = torch.empty_like(x), torch.empty_like(weights)
         try:
             self._scatter_rows_backward(
+                x.device,
                 dtype=code(x),
                 weight_dtype=code(weights),
                 batch=index.shape[:-1].numel(),
@@ -126,6 +130,7 @@ class TokenOps(Kernels):
         y = x.new_empty((index.shape[0], x.shape[1]))
         try:
             self._combine_rows(
+                x.device,
                 dtype=code(x),
                 weight_dtype=code(weights),
                 rows=x.shape[0],
@@ -150,6 +155,7 @@ class TokenOps(Kernels):
         dx, dweights = torch.empty_like(x), torch.empty_like(weights)
         try:
             self._combine_rows_backward(
+                x.device,
                 dtype=code(x),
                 weight_dtype=code(weights),
                 rows=x.shape[0],

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ds_accel_cpu.ops._base import Kernels, address, code
 from ds_core.ops._adagrad import adagrad_scalars
 from ds_core.ops._adam import scalars
 from ds_core.ops._lamb import lamb_scalars
 from ds_core.ops._lion import lion_scalars
 from ds_core.ops._sgd import sgd_scalars
+from ds_core.ops.calls.kernels import Kernels, Launcher, address, code
 from ds_core.ops.native import KernelLibrary
 
 __all__ = ["OptimOps"]
@@ -21,8 +21,8 @@ __all__ = ["OptimOps"]
 class OptimOps(Kernels):
     """See `Kernels`."""
 
-    def __init__(self, library: KernelLibrary) -> None:
-        super().__init__(library)
+    def __init__(self, library: KernelLibrary, launcher: Launcher) -> None:
+        super().__init__(library, launcher)
         self._adam = self.kernel("adam_")
         self._adam8bit = self.kernel("adam8bit_")
         self._adagrad = self.kernel("adagrad_")
@@ -54,6 +54,7 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.adam_`."""
         self._adam(
+            param.device,
             **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             state_dtype=code(exp_avg),
             adamw=adamw,
@@ -87,6 +88,7 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.adam8bit_`."""
         self._adam8bit(
+            param.device,
             **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             adamw=adamw,
             block_size=block_size,
@@ -115,6 +117,7 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.adagrad_`."""
         self._adagrad(
+            param.device,
             **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             state_dtype=code(state_sum),
             state_sum=address(state_sum),
@@ -141,9 +144,10 @@ class OptimOps(Kernels):
         rounding_offset: int = 0,
     ) -> torch.Tensor:
         """See `ds_core.ops.lamb_moments_`."""
-        sums = torch.empty((len(bounds) // 2, 2), dtype=torch.float64)
+        sums = torch.empty((len(bounds) // 2, 2), dtype=torch.float64, device=param.device)
         flat = array("q", bounds)
         self._lamb_moments(
+            param.device,
             param_dtype=code(param),
             grad_dtype=code(grad),
             state_dtype=code(exp_avg),
@@ -190,6 +194,7 @@ class OptimOps(Kernels):
         """See `ds_core.ops.lamb_apply_`."""
         flat = array("q", bounds)
         self._lamb_apply(
+            param.device,
             param_dtype=code(param),
             state_dtype=code(exp_avg),
             copy_dtype=code(copy_out),
@@ -225,6 +230,7 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.lion_`."""
         self._lion(
+            param.device,
             **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             state_dtype=code(exp_avg),
             exp_avg=address(exp_avg),
@@ -250,6 +256,7 @@ class OptimOps(Kernels):
     ) -> None:
         """See `ds_core.ops.sgd_`."""
         self._sgd(
+            param.device,
             **_tensors(param, grad, copy_out, grad_factor, rounding_seed, rounding_offset),
             state_dtype=code(momentum_buffer),
             momentum_buffer=address(momentum_buffer),
@@ -260,8 +267,8 @@ class OptimOps(Kernels):
 
     def sum_of_squares(self, x: torch.Tensor) -> torch.Tensor:
         """See `ds_core.ops.sum_of_squares`."""
-        out = torch.empty((), dtype=torch.float64)
-        self._sum_of_squares(dtype=code(x), numel=x.numel(), x=address(x), out=address(out))
+        out = torch.empty((), dtype=torch.float64, device=x.device)
+        self._sum_of_squares(x.device, dtype=code(x), numel=x.numel(), x=address(x), out=address(out))
         return out
 
 
