@@ -114,7 +114,7 @@ def test_report_has_the_facts_of_a_bug_report() -> None:
     assert rows["torch", "torch"]["value"]
     assert "CPUs usable" in rows["system", "cpu"]["value"]
     assert "node 0: CPUs" in rows["system", "cores"]["value"]
-    assert rows["accelerators", "ds-core:reference"]["status"] == "ok"
+    assert rows["accelerator ds-core:reference", "usable"]["status"] == "ok"
     assert rows["wheels", "ds-core:builtin"]["status"] == "ok"
     assert rows["environment", "DS_PLUGINS_AUTOLOAD"]["value"] == "0"
 

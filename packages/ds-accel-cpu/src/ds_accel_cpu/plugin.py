@@ -5,9 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from ds_core.hooks import AcceleratorEntry, Availability, CommBackendEntry, OpImpl, OptimizerEntry, ReportRow, hookimpl
+from ds_core.hooks import (
+    AcceleratorEntry,
+    Availability,
+    CommBackendEntry,
+    OpImpl,
+    OptimizerEntry,
+    Proof,
+    ReportRow,
+    hookimpl,
+)
 
-DS_HOOK_API = (1, 0)
+DS_HOOK_API = (1, 2)
 
 _OPS = (
     "adam_",
@@ -76,8 +85,10 @@ def ds_accelerators() -> Iterable[AcceleratorEntry]:
 
 @hookimpl
 def ds_ops() -> Iterable[OpImpl]:
-    """Native kernels for most ops of the table."""
-    return [OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}", supports=_SUPPORTS.get(op)) for op in _OPS]
+    return [
+        OpImpl(op, "cpu", load=f"ds_accel_cpu.serving:OPS.{op}", supports=_SUPPORTS.get(op), proof=Proof.EXECUTED)
+        for op in _OPS
+    ]
 
 
 @hookimpl

@@ -10,6 +10,7 @@ Each spec says when it is called, on which ranks, and how often.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,10 +33,13 @@ __all__ = [
     "CommBackendEntry",
     "CommandEntry",
     "ConfigSection",
+    "DeviceFacts",
     "LauncherEntry",
+    "Mismatch",
     "MonitorEntry",
     "OpImpl",
     "OptimizerEntry",
+    "Proof",
     "ReportRow",
     "SchedulerEntry",
     "TransformEntry",
@@ -44,7 +48,7 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "ds_core.plugins"
-HOOK_API = (1, 1)
+HOOK_API = (1, 2)
 """(major, minor) of the specs in this file. Minor only adds; a plugin needs the same major and at most this minor."""
 
 hookspec = pluggy.HookspecMarker("ds_core")
@@ -61,6 +65,56 @@ class Availability:
     usable: bool
     reason: str = ""
     device_count: int = 0
+
+
+class Proof(enum.Enum):
+    """How an implementation was proven before its wheel was published. Since hook API 1.2."""
+
+    HARDWARE = "run on hardware"
+    EXECUTED = "executed"  # the shipped code, on the CPU: as the device itself, or as a device of the vendor's runtime
+    EMULATED = "emulated"  # its source, compiled for the host; the shipped code was compiled, and never run
+    COMPILED = "compiled"  # and never run
+    UNSTATED = "unstated"
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Something of the machine that does not fit what a wheel was built for. Since hook API 1.2.
+
+    Args:
+        what: a driver, a library, a module, for example ``"NVIDIA driver"``.
+        built_for: what the wheel was built against.
+        needs: the least that works, or the range.
+        found: what is there; ``"none"`` for nothing.
+        remedy: what to do, an imperative sentence.
+    """
+
+    what: str
+    built_for: str
+    needs: str
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What ``ds report`` says of a device beside its state. Since hook API 1.2.
+
+    Args:
+        built_for: what the native code of the wheel was built for; empty when it has none.
+        driver: version of the driver; ``"none"`` when there is none.
+        libraries: version by name of what the device is reached through, such as torch's module and collectives.
+        left_out: what this build of the wheel lacks, and why, a line each.
+        mismatches: every one, not the first only.
+        unproven: claims that only the hardware can prove, a line each.
+    """
+
+    built_for: str = ""
+    driver: str = "none"
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    mismatches: Sequence[Mismatch] = ()
+    unproven: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +146,8 @@ class AcceleratorEntry:
         is_floor: a CPU-like fallback that never competes with a real device.
         device_nodes: glob patterns that exist when the hardware is present, for example ``"/dev/nvidia[0-9]*"``.
         impersonates: device names this one also answers to (ROCm answers to cuda).
+        facts: reference to ``facts() -> DeviceFacts`` for ``ds report``; must not raise for a device that is not here.
+            Since hook API 1.2.
     """
 
     name: str
@@ -101,6 +157,7 @@ class AcceleratorEntry:
     is_floor: bool = False
     device_nodes: Sequence[str] = ()
     impersonates: Sequence[str] = ()
+    facts: Ref | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +171,7 @@ class OpImpl:
         supports: reference to ``supports(*args, **kwargs) -> str | None``, a reason when it does not serve this call
             (the reference then runs); None serves every call the schema allows.
         priority: higher wins on the same device type; equals from two wheels are a conflict.
+        proof: how the kernel was proven; ``ds ops`` and ``ds report`` say it. Since hook API 1.2.
     """
 
     op: str
@@ -121,6 +179,7 @@ class OpImpl:
     load: Ref
     supports: Ref | None = None
     priority: int = 100
+    proof: Proof = Proof.UNSTATED
 
 
 @dataclass(frozen=True, slots=True)

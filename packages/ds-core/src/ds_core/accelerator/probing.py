@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ds_core.errors import PluginError
 from ds_core.hooks import AcceleratorEntry, Availability
 from ds_core.plugins import RESERVED, PluginManager, PluginRecord, PluginState
 from ds_core.plugins.scan import normalize
 
-__all__ = ["Candidate", "candidates"]
+__all__ = ["Candidate", "candidates", "node_exists"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,11 @@ def candidates(manager: PluginManager) -> list[Candidate]:
         for record in {id(c.record): c.record for c in known}.values():
             _settle(record, [c for c in known if c.record is record], strict=manager.switches.strict)
     return known
+
+
+def node_exists(pattern: str) -> bool:
+    """Whether the machine has a device node of this pattern, for example ``"/dev/nvidia[0-9]*"``."""
+    return any(Path("/").glob(pattern.lstrip("/")))
 
 
 def _probe(entry: AcceleratorEntry, record: PluginRecord) -> Candidate:

@@ -6,11 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ds_core.accelerator.automatic import automatic
 from ds_core.accelerator.contract import Accelerator
-from ds_core.accelerator.probing import Candidate
+from ds_core.accelerator.probing import Candidate, node_exists
 from ds_core.accelerator.request import by_request
 from ds_core.errors import AcceleratorError
 from ds_core.plugins import PluginManager, PluginState, load_ref
@@ -72,7 +71,7 @@ def choose(
     """What `select` would take, without making it. `exists` tells whether a glob pattern of device nodes matches."""
     environ = os.environ if environ is None else environ
     manager = process_manager() if manager is None else manager
-    exists = exists or _exists
+    exists = exists or node_exists
     sources = (
         (requested, "the argument accelerator="),
         (config, "the config key accelerator"),
@@ -82,10 +81,6 @@ def choose(
         if name is not None and name.strip() not in ("", "auto"):
             return Selection(by_request(name.strip(), asked_by, manager), asked_by)
     return Selection(automatic(environ, manager, exists), "automatic")
-
-
-def _exists(pattern: str) -> bool:
-    return any(Path("/").glob(pattern.lstrip("/")))
 
 
 def instantiate(chosen: Selection) -> Accelerator:

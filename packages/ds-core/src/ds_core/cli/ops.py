@@ -28,8 +28,10 @@ def command(
         write_json([asdict(row) | {"summary": OPS[row.op].summary} for row in found])
         return
     if every:
-        rows = [(r.op, r.device_type, r.provider, str(r.priority), "chosen" if r.chosen else "") for r in found]
-        write_table(("op", "device", "from", "priority", ""), rows)
+        rows = [
+            (r.op, r.device_type, r.provider, r.proof, str(r.priority), "chosen" if r.chosen else "") for r in found
+        ]
+        write_table(("op", "device", "from", "proven", "priority", ""), rows)
         return
     devices = sorted({row.device_type for row in found if not row.reference} | {"cpu"})
     rows_by_device = [(name, *(_cell(found, name, device) for device in devices), OPS[name].summary) for name in OPS]
@@ -39,7 +41,11 @@ def command(
 
 
 def _cell(found: Sequence[Implementation], name: str, device: str) -> str:
-    chosen = [r.provider for r in found if r.op == name and r.device_type == device and r.chosen]
+    chosen = [_with_proof(r) for r in found if r.op == name and r.device_type == device and r.chosen]
     if len(chosen) > 1:
         return "conflict: " + " and ".join(chosen)
     return chosen[0] if chosen else REFERENCE
+
+
+def _with_proof(row: Implementation) -> str:
+    return row.provider if row.proof in ("", "unstated") else f"{row.provider}: {row.proof}"

@@ -11,22 +11,14 @@ from typing import Annotated
 
 import typer
 
-from ds_core.accelerator import candidates
+from ds_core.cli._devices import device_rows
 from ds_core.cli._output import write_json, write_line, write_table
 from ds_core.cli.main import installed_plugins
 from ds_core.cli.plugins import SWITCHES
-from ds_core.errors import DsError
 from ds_core.hooks import ReportRow
-from ds_core.plugins import PluginManager, PluginState
+from ds_core.plugins import PluginManager
 
 __all__ = ["command", "rows"]
-
-_STATUS = {
-    PluginState.SELECTED: "ok",
-    PluginState.AVAILABLE: "ok",
-    PluginState.UNAVAILABLE: "info",
-    PluginState.PROBE_ERROR: "error",
-}
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
@@ -48,7 +40,7 @@ def rows(manager: PluginManager) -> list[ReportRow]:
         *_system(),
         *_torch(),
         *_wheels(manager),
-        *_accelerators(manager),
+        *device_rows(manager),
         *_switches(manager),
         *(provided.item for provided in manager.collect("ds_report")),
     ]
@@ -119,23 +111,6 @@ def _wheels(manager: PluginManager) -> list[ReportRow]:
     for name in ("pluggy", "pydantic", "safetensors", "numpy"):
         found.append(ReportRow("wheels", name, importlib.metadata.version(name)))
     return found
-
-
-def _accelerators(manager: PluginManager) -> list[ReportRow]:
-    try:
-        offered = candidates(manager)
-    except DsError as error:
-        return [ReportRow("accelerators", "probe", str(error), "error")]
-    return [
-        ReportRow(
-            "accelerators",
-            c.id,
-            f"{c.state.value}, priority {c.entry.priority}{', floor' if c.entry.is_floor else ''}, "
-            f"{c.device_count} device(s)" + (f": {c.reason}" if c.reason else ""),
-            _STATUS[c.state],
-        )
-        for c in offered
-    ]
 
 
 def _switches(manager: PluginManager) -> list[ReportRow]:

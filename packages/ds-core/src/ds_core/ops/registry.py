@@ -30,6 +30,7 @@ class Implementation:
         provider: wheel and version, or ``"reference"``.
         loaded: whether this process has called it.
         chosen: whether calls on that device type go to it (when it supports them).
+        proof: how it was proven, see `ds_core.hooks.Proof`; empty for the reference.
     """
 
     op: str
@@ -39,6 +40,7 @@ class Implementation:
     loaded: bool
     reference: bool
     chosen: bool
+    proof: str = ""
 
 
 @dataclass(slots=True)
@@ -155,7 +157,14 @@ def implementations(manager: PluginManager | None = None) -> list[Implementation
                 chosen = provided.item.priority == highest
                 rows.append(
                     Implementation(
-                        name, device_type, provided.record.wheel, provided.item.priority, loaded, False, chosen
+                        name,
+                        device_type,
+                        provided.record.wheel,
+                        provided.item.priority,
+                        loaded,
+                        False,
+                        chosen,
+                        provided.item.proof.value,
                     )
                 )
         loaded = OPS[name].module in sys.modules
