@@ -134,24 +134,24 @@ def records(sites: Sites) -> dict[str, dict[str, object]]:
         (
             "acme-handshake:handshake-major",
             "incompatible",
-            r"^acme-handshake 1\.0 needs hook API 2\.0, this is 1\.1 \(ds-core [\d.]+\)\. "
+            r"^acme-handshake 1\.0 needs hook API 2\.0, this is 1\.2 \(ds-core [\d.]+\)\. "
             r"Upgrade ds-core \(pip install -U ds-core\), or install an older acme-handshake$",
         ),
-        ("acme-handshake:handshake-minor", "incompatible", r"needs hook API 1\.7, this is 1\.1 .*Upgrade ds-core"),
+        ("acme-handshake:handshake-minor", "incompatible", r"needs hook API 1\.7, this is 1\.2 .*Upgrade ds-core"),
         (
             "acme-handshake:handshake-old",
             "incompatible",
-            r"was written for hook API 0\.9, this is 1\.1 .*Upgrade acme-handshake \(pip install -U acme-handshake\)",
+            r"was written for hook API 0\.9, this is 1\.2 .*Upgrade acme-handshake \(pip install -U acme-handshake\)",
         ),
         (
             "acme-handshake:handshake-text",
             "incompatible",
-            r"must be a tuple of two integers such as \(1, 1\), got '1\.0'$",
+            r"must be a tuple of two integers such as \(1, 2\), got '1\.0'$",
         ),
         (
             "acme-handshake:handshake-missing",
             "incompatible",
-            r"states no DS_HOOK_API; its authors must add `DS_HOOK_API = \(1, 1\)` to acme_handshake\.missing$",
+            r"states no DS_HOOK_API; its authors must add `DS_HOOK_API = \(1, 2\)` to acme_handshake\.missing$",
         ),
         (
             "acme-hook-typo:typo",
