@@ -1,0 +1,84 @@
+// HIP behind gpu/gpu.h. Warps of 32 or 64 lanes, by architecture; shuffles and votes are of all lanes.
+#pragma once
+
+#include <hip/hip_runtime.h>
+
+#define DSK_DEVICE __device__ __forceinline__
+#define DSK_HOST_DEVICE __host__ __device__ __forceinline__
+
+#define DSK_SHARED(type, name, size) __shared__ type name size
+
+// Compilers before ROCm 7 have no masks in these; kernels name all lanes, so nothing is lost.
+#if !defined(HIP_ENABLE_WARP_SYNC_BUILTINS) && !defined(__shfl_sync)
+#define __shfl_sync(mask, ...) __shfl(__VA_ARGS__)
+#define __shfl_up_sync(mask, ...) __shfl_up(__VA_ARGS__)
+#define __shfl_down_sync(mask, ...) __shfl_down(__VA_ARGS__)
+#define __shfl_xor_sync(mask, ...) __shfl_xor(__VA_ARGS__)
+#define __ballot_sync(mask, predicate) __ballot(predicate)
+#define __any_sync(mask, predicate) __any(predicate)
+#define __all_sync(mask, predicate) __all(predicate)
+#endif
+// Lanes of a wave run together, so only the compiler has to be held back.
+#define __syncwarp(...) __builtin_amdgcn_wave_barrier()
+
+namespace dsk {
+
+using LaneMask = unsigned long long;
+#if defined(__GFX9__) || defined(__GFX8__) || !defined(__HIP_DEVICE_COMPILE__)
+constexpr int kWarp = 64;
+#else
+constexpr int kWarp = 32;
+#endif
+
+inline int warp_width(const ds_exec*) {
+  int device = 0;
+  int width = 64;
+  if (hipGetDevice(&device) == hipSuccess) (void)hipDeviceGetAttribute(&width, hipDeviceAttributeWarpSize, device);
+  return width;
+}
+
+class Shape {
+ public:
+  Shape(dim3 grid, dim3 block, size_t shared_bytes = 0) : grid_(grid), block_(block), shared_bytes_(shared_bytes) {}
+  Shape& large() { return *this; }
+  dim3 grid() const { return grid_; }
+  dim3 block() const { return block_; }
+  size_t shared_bytes() const { return shared_bytes_; }
+
+ private:
+  dim3 grid_;
+  dim3 block_;
+  size_t shared_bytes_;
+};
+
+inline int32_t status_of(hipError_t error) { return error == hipSuccess ? DS_OK : DS_DEVICE_ERROR; }
+
+inline hipStream_t stream_of(const ds_exec* exec) { return static_cast<hipStream_t>(exec->stream); }
+
+template <typename... Parameters>
+int32_t launch(const ds_exec* exec, const Shape& shape, void (*kernel)(Parameters...),
+               std::common_type_t<Parameters>... arguments) {
+  if (shape.grid().x == 0) return DS_OK;
+  void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
+  return status_of(hipLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid(), shape.block(), addresses,
+                                   shape.shared_bytes(), stream_of(exec)));
+}
+
+inline int32_t set_bytes(const ds_exec* exec, void* memory, int value, size_t bytes) {
+  return bytes == 0 ? DS_OK : status_of(hipMemsetAsync(memory, value, bytes, stream_of(exec)));
+}
+
+inline int32_t copy_bytes(const ds_exec* exec, void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return DS_OK;
+  return status_of(hipMemcpyAsync(to, from, bytes, hipMemcpyDeviceToDevice, stream_of(exec)));
+}
+
+template <typename T>
+DSK_DEVICE T* dynamic_shared() {
+  extern __shared__ __attribute__((aligned(16))) unsigned char dsk_dynamic_shared[];
+  return reinterpret_cast<T*>(dsk_dynamic_shared);
+}
+
+DSK_DEVICE void report_bad_index() { __builtin_trap(); }
+
+}  // namespace dsk

@@ -1,0 +1,31 @@
+// The one symbol this library exports.
+#include "ds_kernel.h"
+#include "optim/rows.h"
+
+#ifndef DSK_TARGET
+#error "define DSK_TARGET as what the code was built for"
+#endif
+
+namespace {
+
+const ds_kernel_entry kEntries[] = {
+    // One macro for each family of ops, from its rows.h.
+    DSK_OPTIM_ROWS  //
+};
+
+const ds_kernel_library kDescriptor = {
+    DS_KERNEL_MAGIC,
+    DS_KERNEL_ABI_MAJOR,
+    DS_KERNEL_ABI_MINOR,
+    sizeof(ds_kernel_library),
+    sizeof(ds_kernel_entry),
+    sizeof(kEntries) / sizeof(kEntries[0]),
+    0,
+    DSK_TARGET,
+    DSK_BUILD,
+    kEntries,
+};
+
+}  // namespace
+
+extern "C" DS_KERNEL_EXPORT const ds_kernel_library* ds_kernel_descriptor(void) { return &kDescriptor; }
