@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ds_core.ops._formats import FORMATS
+from ds_core.ops._packed_weight import INTEGER
 from ds_core.ops.calls.kernels import CallableKernel, Kernels, Launcher, address, code
 from ds_core.ops.native import KernelLibrary
 
@@ -28,9 +30,11 @@ class MatmulOps(Kernels):
         bits: int,
         group_size: int,
         out_features: int,
+        format: str = INTEGER,
     ) -> torch.Tensor:
         """See `ds_core.ops.linear_weight_only`."""
-        return _linear(self._linear_weight_only, x, codes, scales, zeros, bias, bits, group_size, out_features)
+        kernel = self._linear_weight_only
+        return _linear(kernel, x, codes, scales, zeros, bias, bits, group_size, out_features, format)
 
     def linear_w8a8(
         self,
@@ -57,6 +61,7 @@ def _linear(
     bits: int,
     group_size: int,
     out_features: int,
+    format: str = INTEGER,
 ) -> torch.Tensor:
     x, codes, scales = x.contiguous(), codes.contiguous(), scales.contiguous()
     zeros = None if zeros is None else zeros.contiguous()
@@ -66,6 +71,7 @@ def _linear(
         x.device,
         dtype=code(x),
         bits=bits,
+        format=0 if format == INTEGER else FORMATS[format].number,
         rows=x.numel() // x.shape[-1],
         inputs=x.shape[-1],
         outputs=out_features,
