@@ -11,6 +11,9 @@ import torch
 Device = int | str | torch.device | None
 Present = int | str | torch.device
 
+_initialized = True
+"""torch.utils.checkpoint keeps the state of generators only of devices whose module says this."""
+
 
 class Traffic(NamedTuple):
     """Bytes copied between the host and a device since `reset_traffic`."""

@@ -116,6 +116,7 @@ def ds_checkpoint_formats() -> Iterable[CheckpointFormatEntry]:
 @hookimpl
 def ds_commands() -> Iterable[CommandEntry]:
     return [
+        CommandEntry("accel", "ds_core.cli.accel:app", "List devices, test one against the contract."),
         CommandEntry(
             "checkpoint", "ds_core.cli.checkpoint:app", "List, check, convert, compare and delete checkpoints."
         ),
