@@ -88,8 +88,8 @@ def dropout_repeats(kit: Kit) -> None:
 
 
 @RANDOM.case(
-    "torch.utils.checkpoint recomputes with the same dropout: it keeps the generator's state where the device's torch module "
-    "has _initialized = True, get_rng_state, set_rng_state and device"
+    "torch.utils.checkpoint recomputes with the same dropout: it keeps the generator's state where the device's torch "
+    "module has _initialized = True, get_rng_state, set_rng_state and device"
 )
 def recomputation_repeats(kit: Kit) -> None:
     from torch.utils.checkpoint import checkpoint
