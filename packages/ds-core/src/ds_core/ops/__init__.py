@@ -36,12 +36,14 @@ if TYPE_CHECKING:
         quantize_int4,
         quantize_int8,
     )
+    from ds_core.ops._quantized_reduce import quantized_reduce, quantized_reduce_quantize
     from ds_core.ops._rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
     from ds_core.ops._rotary import rotary, rotary_, rotary_tables
     from ds_core.ops._scatter_rows import scatter_rows
     from ds_core.ops._sgd import sgd_
     from ds_core.ops._softmax import softmax, softmax_backward
     from ds_core.ops._sum_of_squares import sum_of_squares
+    from ds_core.ops._swizzle_quantize import swizzle_quantize
 
 __all__ = [
     "OPS",
@@ -76,6 +78,8 @@ __all__ = [
     "quantize",
     "quantize_int4",
     "quantize_int8",
+    "quantized_reduce",
+    "quantized_reduce_quantize",
     "replace_rows",
     "rms_norm",
     "rms_norm_backward",
@@ -88,6 +92,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "sum_of_squares",
+    "swizzle_quantize",
 ]
 
 _HOME = {
@@ -127,12 +132,15 @@ _HOME = {
     "quantize": "_quantize",
     "quantize_int4": "_quantize",
     "quantize_int8": "_quantize",
+    "quantized_reduce": "_quantized_reduce",
+    "quantized_reduce_quantize": "_quantized_reduce",
     "lion_": "_lion",
     "rms_norm": "_rms_norm",
     "rms_norm_backward": "_rms_norm",
     "rms_norm_forward": "_rms_norm",
     "sgd_": "_sgd",
     "sum_of_squares": "_sum_of_squares",
+    "swizzle_quantize": "_swizzle_quantize",
 }
 
 

@@ -28,9 +28,13 @@ __all__ = [
     "DEFINITIONS",
     "SCALINGS",
     "Quantized",
+    "check_group_size",
+    "check_scaling",
     "dequantize",
     "dequantize_int4",
     "dequantize_int8",
+    "groups_of",
+    "in_groups",
     "quantize",
     "quantize_int4",
     "quantize_int8",
@@ -166,7 +170,8 @@ def _dequantize(
     return x
 
 
-def _check_group_size(op: str, format: Format, group_size: int) -> None:
+def check_group_size(op: str, format: Format, group_size: int) -> None:
+    """Groups of that size are whole units of packed codes."""
     unit = format.codes_per_unit
     if group_size < 1 or group_size % unit != 0:
         rule = "1 or more" if unit == 1 else f"a multiple of {unit} for {format.name}"
@@ -183,12 +188,8 @@ def _check_quantize(
 ) -> None:
     expect_dtype("quantize", "x", x)
     found = format_of("quantize", format)
-    _check_group_size("quantize", found, group_size)
-    allowed = ("symmetric", "asymmetric" if found.is_integer else "power_of_two")
-    if scaling not in allowed:
-        raise OpError(f"quantize: scaling of {format} must be {' or '.join(allowed)}, got {scaling!r}.")
-    if rounding_offset < 0:
-        raise OpError(f"quantize: rounding_offset must be 0 or more, got {rounding_offset}.")
+    check_group_size("quantize", found, group_size)
+    check_scaling("quantize", found, scaling, rounding_offset)
 
 
 def _check_dequantize(
@@ -202,10 +203,10 @@ def _check_dequantize(
 ) -> None:
     op = "dequantize"
     found = format_of(op, format)
-    _check_group_size(op, found, group_size)
+    check_group_size(op, found, group_size)
     expect_dtype(op, "q", q, (found.dtype,))
     expect_shape(op, "q", q, packed_shape(found, tuple(shape)), f"{format} codes of a tensor of shape {tuple(shape)}")
-    groups = (_groups(torch.Size(shape).numel(), group_size),)
+    groups = (groups_of(torch.Size(shape).numel(), group_size),)
     expect_dtype(op, "scales", scales, (torch.float32,) if found.is_integer else (torch.float32, torch.uint8))
     expect_shape(op, "scales", scales, groups, f"one scale for every {group_size} elements of q")
     expect_device(op, "scales", scales, "q", q.device)
@@ -219,14 +220,24 @@ def _check_dequantize(
         raise OpError(f"{op}: dtype must be {', '.join(name_of(d) for d in FLOATS)}, got {name_of(dtype)}.")
 
 
-def _groups(numel: int, group_size: int) -> int:
+def check_scaling(op: str, format: Format, scaling: str, rounding_offset: int) -> None:
+    """The format is scaled in that way, and rounded from that position."""
+    allowed = ("symmetric", "asymmetric" if format.is_integer else "power_of_two")
+    if scaling not in allowed:
+        raise OpError(f"{op}: scaling of {format.name} must be {' or '.join(allowed)}, got {scaling!r}.")
+    if rounding_offset < 0:
+        raise OpError(f"{op}: rounding_offset must be 0 or more, got {rounding_offset}.")
+
+
+def groups_of(numel: int, group_size: int) -> int:
+    """Groups of so many elements; the last may be shorter."""
     return (numel + group_size - 1) // group_size
 
 
-def _in_groups(flat: torch.Tensor, group_size: int) -> torch.Tensor:
+def in_groups(flat: torch.Tensor, group_size: int) -> torch.Tensor:
     """[groups, group_size], the last group filled up with zeros."""
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % group_size))
-    return padded.view(_groups(flat.numel(), group_size), group_size)
+    return padded.view(groups_of(flat.numel(), group_size), group_size)
 
 
 def _reference_quantize(
@@ -239,7 +250,7 @@ def _reference_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     found = format_of("quantize", format)
     with torch.no_grad():
-        groups = _in_groups(x.detach().contiguous().view(-1).float(), group_size)
+        groups = in_groups(x.detach().contiguous().view(-1).float(), group_size)
         scales, zeros = _scales(groups, found, scaling)
         values = e8m0_to_float(scales) if scaling == "power_of_two" else scales
         usable = values.isfinite().unsqueeze(1)
@@ -316,7 +327,7 @@ def _reference_dequantize(
 ) -> torch.Tensor:
     found = format_of("dequantize", format)
     numel = torch.Size(shape).numel()
-    values = _in_groups(decode(unpack_codes(q.contiguous(), found, numel), found), group_size)
+    values = in_groups(decode(unpack_codes(q.contiguous(), found, numel), found), group_size)
     if zeros is not None:
         values = values - zeros.unsqueeze(1)
     factors = e8m0_to_float(scales) if scales.dtype == torch.uint8 else scales
@@ -332,7 +343,7 @@ def _fake_quantize(
     rounding_offset: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     found = format_of("quantize", format)
-    groups = _groups(x.numel(), group_size)
+    groups = groups_of(x.numel(), group_size)
     return (
         x.new_empty(packed_shape(found, x.shape), dtype=found.dtype),
         x.new_empty((groups,), dtype=torch.uint8 if scaling == "power_of_two" else torch.float32),

@@ -53,6 +53,13 @@ OPS: Mapping[str, Op] = {
         Op("quantize", "ds_core.ops._quantize", "groups as int8, int4, fp8, fp6 or fp4 codes with a scale each"),
         Op("dequantize", "ds_core.ops._quantize", "inverse of quantize"),
         Op(
+            "quantized_reduce",
+            "ds_core.ops._quantized_reduce",
+            "sum over ranks of quantized chunks",
+        ),
+        Op("quantized_reduce_quantize", "ds_core.ops._quantized_reduce", "that sum, quantized again in the same pass"),
+        Op("swizzle_quantize", "ds_core.ops._swizzle_quantize", "quantize by chunks, in the order of a hierarchy"),
+        Op(
             "add_rms_norm_forward",
             "ds_core.ops._add_norm",
             "rms_norm of a sum with a residual",

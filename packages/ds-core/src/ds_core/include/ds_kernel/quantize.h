@@ -54,4 +54,63 @@ typedef struct ds_dequantize_args {
   void* x;
 } ds_dequantize_args;
 
+/* quantized_reduce: y[i] = (0 + x[0][i] + x[1][i] + ...), divided by `ranks` if `average`, in float32 in the order of
+ * ranks, rounded to `dtype`; x[r] is the dequantized chunk of rank r. */
+typedef struct ds_quantized_reduce_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of y */
+  int32_t format;
+  int32_t scaling;
+  int32_t average; /* 1: divide by ranks */
+  int32_t reserved;
+  int64_t ranks;
+  int64_t numel;       /* of a chunk */
+  int64_t group_size;  /* groups do not go from a chunk to the next */
+  const void* q;       /* [ranks, packed chunk]: each chunk begins with a unit of its own */
+  const void* scales;  /* [ranks, ceil(numel / group_size)] */
+  const int8_t* zeros; /* as scales; DS_SCALING_ASYMMETRIC only */
+  void* y;             /* [numel] */
+} ds_quantized_reduce_args;
+
+/* quantized_reduce_quantize: the float32 result of quantized_reduce, as `quantize` makes codes of it. */
+typedef struct ds_quantized_reduce_quantize_args {
+  uint32_t struct_size;
+  int32_t format;
+  int32_t scaling;
+  int32_t average;
+  int32_t out_format;
+  int32_t out_scaling;
+  int64_t ranks;
+  int64_t numel;
+  int64_t group_size;
+  int64_t out_group_size;
+  int64_t rounding_seed; /* negative: to nearest even */
+  int64_t rounding_offset;
+  const void* q;
+  const void* scales;
+  const int8_t* zeros;
+  void* out_q;
+  void* out_scales;
+  int8_t* out_zeros; /* for DS_SCALING_ASYMMETRIC, else not touched */
+} ds_quantized_reduce_quantize_args;
+
+/* swizzle_quantize: x is [nodes, ranks_per_node, chunk]; chunk (n, j), quantized on its own, is row j * nodes + n of q,
+ * scales and zeros. Element i of x is i positions from `rounding_offset`. */
+typedef struct ds_swizzle_quantize_args {
+  uint32_t struct_size;
+  int32_t dtype; /* of x */
+  int32_t format;
+  int32_t scaling;
+  int64_t nodes;
+  int64_t ranks_per_node;
+  int64_t chunk; /* elements */
+  int64_t group_size;
+  int64_t rounding_seed; /* negative: to nearest even */
+  int64_t rounding_offset;
+  const void* x;
+  void* q;       /* [ranks, packed chunk] */
+  void* scales;  /* [ranks, ceil(chunk / group_size)] */
+  int8_t* zeros; /* as scales for DS_SCALING_ASYMMETRIC, else not touched */
+} ds_swizzle_quantize_args;
+
 #endif /* DS_KERNEL_QUANTIZE_H */
