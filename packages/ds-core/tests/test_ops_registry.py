@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_core.errors import OpError, PluginConflictError, PluginError
-from ds_core.hooks import OpImpl, hookimpl
+from ds_core.hooks import OpImpl, Proof, hookimpl
 from ds_core.ops import registry
 from ds_core.plugins import PluginManager
 
@@ -137,3 +137,36 @@ def test_a_lookup_is_made_once_until_forgotten(monkeypatch: pytest.MonkeyPatch) 
         assert len(asked) == 2
     finally:
         registry.forget()
+
+
+# ---- kernels that were never run on hardware
+
+UNPROVEN = (Proof.EMULATED, Proof.COMPILED)
+RIGHT = "ds_core.ops._sum_of_squares:_reference"
+
+
+@pytest.mark.parametrize("proof", UNPROVEN)
+def test_an_unproven_kernel_that_is_wrong_is_not_used(proof: Proof, caplog: pytest.LogCaptureFixture) -> None:
+    wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, proof=proof),))
+    found = registry.look_up("sum_of_squares", "cpu", wheels)
+    assert (found.provider, found(X).item()) == ("reference", 5.0)
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert "the kernel of w 1.0 was never run on such a device before, and it " in record.getMessage()
+    assert "DS_KERNEL_SELFTEST=0 uses it all the same" in record.getMessage()
+
+
+def test_an_unproven_kernel_that_agrees_is_used() -> None:
+    wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", RIGHT, proof=Proof.EMULATED),))
+    assert registry.look_up("sum_of_squares", "cpu", wheels).provider == "w 1.0"
+
+
+def test_the_check_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_KERNEL_SELFTEST", "0")
+    wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, proof=Proof.COMPILED),))
+    assert torch.equal(registry.look_up("sum_of_squares", "cpu", wheels)(X), -X)
+
+
+def test_a_proven_kernel_is_taken_at_its_word() -> None:
+    for proof in set(Proof) - set(UNPROVEN):
+        wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, proof=proof),))
+        assert registry.look_up("sum_of_squares", "cpu", wheels).provider == "w 1.0"

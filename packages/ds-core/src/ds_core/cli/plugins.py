@@ -29,6 +29,7 @@ SWITCHES = (
     "DS_PLUGINS_STRICT",
     "DS_ACCELERATOR",
     "DS_ALLOW_CPU_FALLBACK",
+    "DS_KERNEL_SELFTEST",
 )
 _LISTS: Mapping[str, Callable[[Any], object]] = {
     "ds_config_sections": lambda item: item.key,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ds_core.errors import PluginConflictError
+from ds_core.ops.selftest import SWITCH, distrust, needs_selftest
 from ds_core.ops.table import OPS, op
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Resolved:
 
 
 _resolved: dict[tuple[str, str], Resolved] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a kernel that is tested at its first use may meet other ops
 
 
 def resolve(name: str, device_type: str) -> Resolved:
@@ -121,6 +122,19 @@ def look_up(name: str, device_type: str, manager: PluginManager | None = None) -
     best = choose(name, device_type, offered)
     native: Any = load_ref(best.item.load)
     supports: Any = load_ref(best.item.supports) if best.item.supports is not None else None
+    if needs_selftest(best.item.proof):
+        reason = distrust(name, native, device_type)
+        if reason is not None:
+            logger.warning(
+                "op %s on %s runs the PyTorch reference: the kernel of %s was never run on such a device before, and "
+                "%s. Please tell its authors; %s=0 uses it all the same",
+                name,
+                device_type,
+                best.record.wheel,
+                reason,
+                SWITCH,
+            )
+            return Resolved(name, device_type, None, None, reference, "reference", set())
     logger.info("op %s on %s runs %s from %s", name, device_type, best.item.load, best.record.wheel)
     return Resolved(name, device_type, native, supports, reference, best.record.wheel, set())
 
