@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,26 @@ from typing import Any
 from ds_core.errors import PluginError
 from ds_core.ops.native import KernelLibrary, load
 
-__all__ = ["Built", "built", "emulated", "emulated_path", "library_path", "resources"]
+__all__ = ["Built", "CudaBuild", "KernelResources", "built", "cuda_path", "emulated", "emulated_path", "resources"]
 
 _FOLDER = Path(__file__).resolve().parent / "lib"
+
+
+@dataclass(frozen=True, slots=True)
+class CudaBuild:
+    """One library for NVIDIA GPUs.
+
+    Attributes:
+        path: of the library.
+        toolkit: version of the compiler, for example ``13.0.88``.
+        sass: architectures with machine code, for example ``("sm_75", "sm_90")``.
+        ptx: architecture of the portable code, which the driver compiles for devices to come, ``compute_90``.
+    """
+
+    path: Path
+    toolkit: str
+    sass: tuple[str, ...]
+    ptx: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +39,28 @@ class Built:
     """What the build of this wheel recorded.
 
     Attributes:
-        libraries: file names in the wheel's ``lib`` folder, by kind: ``cuda`` and ``emulated``, where built also
-            ``emulated_asan`` (AddressSanitizer).
-        toolkit: version of the CUDA compiler, for example ``13.0.88``; empty without one.
-        sass: architectures with machine code, for example ``("sm_75", "sm_90")``.
-        ptx: the architecture of the portable code, for example ``compute_90``; empty without.
-        left_out: kind of library that was not built, to the reason.
+        cuda: libraries for NVIDIA GPUs, by major version of CUDA; none if no compiler was found.
+        emulated: libraries for the CPU: ``plain``, and ``sanitized`` where the build was asked for it.
+        left_out: kind of library (``cuda``, ``sanitized``) to the reason why there is none.
     """
 
-    libraries: dict[str, str]
-    toolkit: str
-    sass: tuple[str, ...]
-    ptx: str
-    left_out: dict[str, str]
+    cuda: Mapping[int, CudaBuild]
+    emulated: Mapping[str, Path]
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelResources:
+    """What the CUDA compiler says that one kernel takes on one architecture; bytes are a thread's, or a block's."""
+
+    kernel: str
+    file: str
+    arch: str
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
 
 
 @functools.cache
@@ -43,47 +70,55 @@ def built() -> Built:
     Raises:
         PluginError: the record is missing, because the package was not installed from a wheel.
     """
-    record: dict[str, Any] = _read("built.json")
+    record = _read("built.json")
     return Built(
-        libraries=dict(record["libraries"]),
-        toolkit=record["toolkit"],
-        sass=tuple(record["sass"]),
-        ptx=record["ptx"],
+        cuda={
+            int(major): CudaBuild(_FOLDER / one["file"], one["toolkit"], tuple(one["sass"]), one["ptx"])
+            for major, one in sorted(record["cuda"].items())
+        },
+        emulated={kind: _FOLDER / name for kind, name in record["emulated"].items()},
         left_out=dict(record["left_out"]),
     )
 
 
-def library_path(kind: str) -> Path:
-    """The file of one library.
+def cuda_path(major: int) -> Path:
+    """The library for a major version of CUDA.
+
+    Raises:
+        PluginError: there is none; says which there are, or why there are none.
+    """
+    record = built()
+    if major in record.cuda:
+        return record.cuda[major].path
+    others = ", ".join(f"CUDA {other}" for other in record.cuda)
+    raise PluginError(
+        f"ds-accel-cuda holds no kernels for CUDA {major}: "
+        + (f"it was built for {others}" if others else record.left_out.get("cuda", "none were built"))
+    )
+
+
+def emulated_path(sanitized: bool = False) -> Path:
+    """The kernels as compiled for the CPU, a fiber for each CUDA thread; `sanitized`: with AddressSanitizer.
 
     Raises:
         PluginError: it was not built; says why.
     """
-    record = built()
-    if kind in record.libraries:
-        return _FOLDER / record.libraries[kind]
-    why = record.left_out.get(kind, f"this wheel knows {', '.join([*record.libraries, *record.left_out])}")
-    raise PluginError(f"ds-accel-cuda holds no library {kind!r}: {why}")
+    record, kind = built(), "sanitized" if sanitized else "plain"
+    if kind not in record.emulated:
+        raise PluginError(f"ds-accel-cuda holds no {kind} emulated library: {record.left_out.get(kind, 'not built')}")
+    return record.emulated[kind]
 
 
-def emulated_path() -> Path:
-    """The kernels as compiled for the CPU, one fiber a CUDA thread."""
-    return library_path("emulated")
-
-
-def emulated() -> KernelLibrary:
+def emulated(sanitized: bool = False) -> KernelLibrary:
     """The kernels as compiled for the CPU: for tensors in host memory, to check the kernels on any machine."""
-    return load(emulated_path())
+    return load(emulated_path(sanitized))
 
 
 @functools.cache
-def resources() -> tuple[dict[str, Any], ...]:
-    """What the CUDA compiler said of every kernel for every architecture; empty without a CUDA library.
-
-    Each has ``kernel`` (readable name), ``file``, ``arch``, ``registers``, ``shared_bytes`` (static), ``stack_bytes``,
-    ``spill_store_bytes`` and ``spill_load_bytes``.
-    """
-    return tuple(_read("resources.json")["kernels"]) if "cuda" in built().libraries else ()
+def resources(major: int) -> tuple[KernelResources, ...]:
+    """What the kernels of the library for a major version of CUDA take, one row a kernel and architecture."""
+    cuda_path(major)
+    return tuple(KernelResources(**row) for row in _read(f"resources_cuda{major}.json")["kernels"])
 
 
 def _read(name: str) -> dict[str, Any]:
