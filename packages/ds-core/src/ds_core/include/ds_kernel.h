@@ -110,9 +110,11 @@ typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
 #include "ds_kernel/activation.h"
 #include "ds_kernel/loss.h"
 #include "ds_kernel/matmul.h"
+#include "ds_kernel/moe.h"
 #include "ds_kernel/norm.h"
 #include "ds_kernel/optim.h"
 #include "ds_kernel/quantize.h"
+#include "ds_kernel/ragged.h"
 #include "ds_kernel/reduce.h"
 #include "ds_kernel/tokens.h"
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ds_core.ops._add_norm import add_layer_norm, add_rms_norm
     from ds_core.ops._combine_rows import combine_rows
     from ds_core.ops._cross_entropy import cross_entropy, cross_entropy_
+    from ds_core.ops._expert_permutation import ExpertPermutation, expert_permutation
     from ds_core.ops._gated_activation import gated_activation, gated_activation_packed
     from ds_core.ops._gather_rows import gather_rows, replace_rows
     from ds_core.ops._lamb import lamb_apply_, lamb_moments_
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         quantize_int8,
     )
     from ds_core.ops._quantized_reduce import quantized_reduce, quantized_reduce_quantize
+    from ds_core.ops._ragged_embed import ragged_embed
     from ds_core.ops._rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
     from ds_core.ops._rotary import rotary, rotary_, rotary_tables
     from ds_core.ops._scatter_rows import scatter_rows
@@ -44,9 +46,12 @@ if TYPE_CHECKING:
     from ds_core.ops._softmax import softmax, softmax_backward
     from ds_core.ops._sum_of_squares import sum_of_squares
     from ds_core.ops._swizzle_quantize import swizzle_quantize
+    from ds_core.ops._top_k_gate import Gate, top_k_gate
 
 __all__ = [
     "OPS",
+    "ExpertPermutation",
+    "Gate",
     "PackedWeight",
     "Quantized",
     "adagrad_",
@@ -60,6 +65,7 @@ __all__ = [
     "dequantize",
     "dequantize_int4",
     "dequantize_int8",
+    "expert_permutation",
     "gated_activation",
     "gated_activation_packed",
     "gather_rows",
@@ -80,6 +86,7 @@ __all__ = [
     "quantize_int8",
     "quantized_reduce",
     "quantized_reduce_quantize",
+    "ragged_embed",
     "replace_rows",
     "rms_norm",
     "rms_norm_backward",
@@ -93,9 +100,12 @@ __all__ = [
     "softmax_backward",
     "sum_of_squares",
     "swizzle_quantize",
+    "top_k_gate",
 ]
 
 _HOME = {
+    "ExpertPermutation": "_expert_permutation",
+    "Gate": "_top_k_gate",
     "PackedWeight": "_packed_weight",
     "Quantized": "_quantize",
     "adagrad_": "_adagrad",
@@ -104,6 +114,7 @@ _HOME = {
     "combine_rows": "_combine_rows",
     "cross_entropy": "_cross_entropy",
     "cross_entropy_": "_cross_entropy",
+    "expert_permutation": "_expert_permutation",
     "gated_activation": "_gated_activation",
     "gated_activation_packed": "_gated_activation",
     "gather_rows": "_gather_rows",
@@ -135,12 +146,14 @@ _HOME = {
     "quantized_reduce": "_quantized_reduce",
     "quantized_reduce_quantize": "_quantized_reduce",
     "lion_": "_lion",
+    "ragged_embed": "_ragged_embed",
     "rms_norm": "_rms_norm",
     "rms_norm_backward": "_rms_norm",
     "rms_norm_forward": "_rms_norm",
     "sgd_": "_sgd",
     "sum_of_squares": "_sum_of_squares",
     "swizzle_quantize": "_swizzle_quantize",
+    "top_k_gate": "_top_k_gate",
 }
 
 

@@ -84,6 +84,10 @@ OPS: Mapping[str, Op] = {
         Op("scatter_rows_backward", "ds_core.ops._scatter_rows", "gradients of scatter_rows with weights"),
         Op("combine_rows", "ds_core.ops._combine_rows", "weighted sums of a few rows for each token"),
         Op("combine_rows_backward", "ds_core.ops._combine_rows", "gradients of combine_rows"),
+        Op("top_k_gate", "ds_core.ops._top_k_gate", "experts of each token and their weights"),
+        Op("top_k_gate_backward", "ds_core.ops._top_k_gate", "gradient of top_k_gate"),
+        Op("expert_permutation", "ds_core.ops._expert_permutation", "places of tokens sorted by expert"),
+        Op("ragged_embed", "ds_core.ops._ragged_embed", "sum of token, position and token-type embeddings"),
         Op(
             "linear_weight_only",
             "ds_core.ops._linear_quantized",

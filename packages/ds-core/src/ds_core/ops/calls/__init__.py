@@ -14,9 +14,11 @@ from ds_core.ops.calls.kernels import CallableKernel, Kernels, Launcher, Run
 from ds_core.ops.calls.launchers import HostLauncher, StreamLauncher
 from ds_core.ops.calls.loss import LossOps
 from ds_core.ops.calls.matmul import MatmulOps
+from ds_core.ops.calls.moe import MoeOps
 from ds_core.ops.calls.norm import NormOps
 from ds_core.ops.calls.optim import OptimOps
 from ds_core.ops.calls.quantize import QuantizeOps
+from ds_core.ops.calls.ragged import RaggedOps
 from ds_core.ops.calls.tokens import TokenOps
 
 __all__ = ["CallableKernel", "HostLauncher", "KernelOps", "Kernels", "Launcher", "Run", "StreamLauncher"]
@@ -26,9 +28,11 @@ class KernelOps(
     ActivationOps,
     LossOps,
     MatmulOps,
+    MoeOps,
     NormOps,
     OptimOps,
     QuantizeOps,
+    RaggedOps,
     TokenOps,
 ):
     """The ops of one kernel library. Each method has the signature of the op's reference in `ds_core.ops`.
