@@ -11,6 +11,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
+#define __grid_constant__
 
 // A host compiler cannot give a variable to each block; DSK_SHARED of gpu/gpu.h says the same for every compiler.
 #define __shared__ static_assert(false, "write DSK_SHARED(type, name, [size]) of gpu/gpu.h in place of __shared__");

@@ -5,6 +5,9 @@
 
 #define DSK_DEVICE __device__ __forceinline__
 #define DSK_HOST_DEVICE __host__ __device__ __forceinline__
+#if !defined(__grid_constant__)
+#define __grid_constant__
+#endif
 
 #define DSK_SHARED(type, name, size) __shared__ type name size
 
