@@ -1,6 +1,7 @@
 // The one symbol this library exports.
 #include "ds_kernel.h"
 #include "optim/rows.h"
+#include "quantize/rows.h"
 #include "tokens/rows.h"
 
 #ifndef DSK_TARGET
@@ -11,8 +12,9 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_OPTIM_ROWS       //
-        DSK_TOKENS_ROWS  //
+    DSK_OPTIM_ROWS           //
+        DSK_QUANTIZE_ROWS    //
+            DSK_TOKENS_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {
