@@ -70,6 +70,9 @@ DSK_DEVICE T* dynamic_shared() {
   return reinterpret_cast<T*>(dsk_dynamic_shared);
 }
 
+// sum + the products of the four signed bytes of a and b.
+DSK_DEVICE int32_t dot4(int32_t a, int32_t b, int32_t sum) { return __dp4a(a, b, sum); }
+
 // Stops the device, as a failed assertion does; the next call that waits for it reports that.
 DSK_DEVICE void report_bad_index() { __trap(); }
 

@@ -73,6 +73,9 @@ T* dynamic_shared() {
   return static_cast<T*>(dsk_emulation::dynamic_shared());
 }
 
+// sum + the products of the four signed bytes of a and b.
+inline int32_t dot4(int32_t a, int32_t b, int32_t sum) { return __dp4a(a, b, sum); }
+
 // An index tensor holds a row that is not there. The caller does not touch it.
 inline void report_bad_index() { dsk_emulation::fail(DS_INDEX_OUT_OF_RANGE, "an index names a row that is not there"); }
 

@@ -82,6 +82,15 @@ DSK_DEVICE T* dynamic_shared() {
   return reinterpret_cast<T*>(dsk_dynamic_shared);
 }
 
+// sum + the products of the four signed bytes of a and b. Not every AMD GPU has the instruction, so it is spelt out.
+DSK_DEVICE int32_t dot4(int32_t a, int32_t b, int32_t sum) {
+  const auto byte = [](int32_t word, int place) {
+    return static_cast<int32_t>(static_cast<int8_t>(word >> (8 * place)));
+  };
+  for (int i = 0; i < 4; ++i) sum += byte(a, i) * byte(b, i);
+  return sum;
+}
+
 DSK_DEVICE void report_bad_index() { __builtin_trap(); }
 
 }  // namespace dsk

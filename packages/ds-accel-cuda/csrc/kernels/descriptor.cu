@@ -1,5 +1,6 @@
 // The one symbol this library exports.
 #include "ds_kernel.h"
+#include "matmul/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
 #include "tokens/rows.h"
@@ -12,9 +13,10 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_OPTIM_ROWS           //
-        DSK_QUANTIZE_ROWS    //
-            DSK_TOKENS_ROWS  //
+    DSK_MATMUL_ROWS              //
+        DSK_OPTIM_ROWS           //
+            DSK_QUANTIZE_ROWS    //
+                DSK_TOKENS_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {
