@@ -1,4 +1,5 @@
 // The one symbol this library exports.
+#include "attention/rows.h"
 #include "ds_kernel.h"
 #include "matmul/rows.h"
 #include "optim/rows.h"
@@ -13,10 +14,11 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_MATMUL_ROWS              //
-        DSK_OPTIM_ROWS           //
-            DSK_QUANTIZE_ROWS    //
-                DSK_TOKENS_ROWS  //
+    DSK_ATTENTION_ROWS               //
+        DSK_MATMUL_ROWS              //
+            DSK_OPTIM_ROWS           //
+                DSK_QUANTIZE_ROWS    //
+                    DSK_TOKENS_ROWS  //
 };
 
 const ds_kernel_library kDescriptor = {

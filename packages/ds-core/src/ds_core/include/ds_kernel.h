@@ -108,6 +108,7 @@ typedef const ds_kernel_library* (*ds_kernel_descriptor_fn)(void);
  * unless said so. Each begins with `uint32_t struct_size`; fields are of the types uint32_t, int32_t, uint64_t,
  * int64_t, float, double and pointers only, because ds_core.ops.arguments reads these very declarations. */
 #include "ds_kernel/activation.h"
+#include "ds_kernel/attention.h"
 #include "ds_kernel/loss.h"
 #include "ds_kernel/matmul.h"
 #include "ds_kernel/moe.h"

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ds_core.ops._adam import adam_
     from ds_core.ops._adam8bit import adam8bit_
     from ds_core.ops._add_norm import add_layer_norm, add_rms_norm
+    from ds_core.ops._block_sparse_attention import block_sparse_attention
     from ds_core.ops._combine_rows import combine_rows
     from ds_core.ops._cross_entropy import cross_entropy, cross_entropy_
+    from ds_core.ops._evoformer_attention import evoformer_attention
     from ds_core.ops._expert_permutation import ExpertPermutation, expert_permutation
     from ds_core.ops._gated_activation import gated_activation, gated_activation_packed
     from ds_core.ops._gather_rows import gather_rows, replace_rows
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from ds_core.ops._linear_quantized import linear_w8a8, linear_weight_only
     from ds_core.ops._lion import lion_
     from ds_core.ops._packed_weight import PackedWeight, pack_codes_by_outputs, pack_weight
+    from ds_core.ops._paged_attention import paged_attention
+    from ds_core.ops._paged_kv_write import paged_kv_write_
     from ds_core.ops._quantize import (
         Quantized,
         dequantize,
@@ -59,12 +63,14 @@ __all__ = [
     "adam_",
     "add_layer_norm",
     "add_rms_norm",
+    "block_sparse_attention",
     "combine_rows",
     "cross_entropy",
     "cross_entropy_",
     "dequantize",
     "dequantize_int4",
     "dequantize_int8",
+    "evoformer_attention",
     "expert_permutation",
     "gated_activation",
     "gated_activation_packed",
@@ -81,6 +87,8 @@ __all__ = [
     "lion_",
     "pack_codes_by_outputs",
     "pack_weight",
+    "paged_attention",
+    "paged_kv_write_",
     "quantize",
     "quantize_int4",
     "quantize_int8",
@@ -111,9 +119,11 @@ _HOME = {
     "adagrad_": "_adagrad",
     "add_layer_norm": "_add_norm",
     "add_rms_norm": "_add_norm",
+    "block_sparse_attention": "_block_sparse_attention",
     "combine_rows": "_combine_rows",
     "cross_entropy": "_cross_entropy",
     "cross_entropy_": "_cross_entropy",
+    "evoformer_attention": "_evoformer_attention",
     "expert_permutation": "_expert_permutation",
     "gated_activation": "_gated_activation",
     "gated_activation_packed": "_gated_activation",
@@ -140,6 +150,8 @@ _HOME = {
     "linear_weight_only": "_linear_quantized",
     "pack_codes_by_outputs": "_packed_weight",
     "pack_weight": "_packed_weight",
+    "paged_attention": "_paged_attention",
+    "paged_kv_write_": "_paged_kv_write",
     "quantize": "_quantize",
     "quantize_int4": "_quantize",
     "quantize_int8": "_quantize",

@@ -37,13 +37,17 @@ class Layout(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input tensor. `dtype` is the name of a torch dtype; `scale` multiplies the values."""
+    """An input tensor. `dtype` is the name of a torch dtype; `scale` multiplies the values.
+
+    `values` are the elements themselves, in place of `fill` and `scale`: for tables and offsets that belong together.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     fill: Fill = Fill.NORMAL
     scale: float = 1.0
     layout: Layout = Layout.CONTIGUOUS
+    values: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ __all__ = [
     "expect_dtype",
     "expect_flat",
     "expect_index",
+    "expect_integers",
     "expect_like",
     "expect_rows_exist",
     "expect_shape",
@@ -74,6 +75,12 @@ def expect_like(op: str, argument: str, tensor: torch.Tensor, other: str, like: 
 def expect_index(op: str, argument: str, tensor: torch.Tensor, other: str, device: torch.device) -> None:
     """The tensor holds int64 and lives on that device. What it holds is for `expect_rows_exist`."""
     expect_dtype(op, argument, tensor, (torch.int64,))
+    expect_device(op, argument, tensor, other, device)
+
+
+def expect_integers(op: str, argument: str, tensor: torch.Tensor, other: str, device: torch.device) -> None:
+    """The tensor holds int32 or int64 and lives on that device."""
+    expect_dtype(op, argument, tensor, (torch.int32, torch.int64))
     expect_device(op, argument, tensor, other, device)
 
 

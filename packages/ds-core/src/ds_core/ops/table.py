@@ -94,6 +94,20 @@ OPS: Mapping[str, Op] = {
             "linear layer with an int8, int4, fp8, fp6 or fp4 weight",
         ),
         Op("linear_w8a8", "ds_core.ops._linear_quantized", "the same on activations quantized to int8 row by row"),
+        Op("paged_attention", "ds_core.ops._paged_attention", "ragged tokens to keys and values in blocks of a cache"),
+        Op("paged_kv_write_", "ds_core.ops._paged_kv_write", "keys and values put into their places in that cache"),
+        Op(
+            "block_sparse_attention_forward",
+            "ds_core.ops._block_sparse_attention",
+            "attention to the blocks of keys that a layout names",
+        ),
+        Op(
+            "block_sparse_attention_backward",
+            "ds_core.ops._block_sparse_attention",
+            "gradients of block_sparse_attention_forward",
+        ),
+        Op("evoformer_attention_forward", "ds_core.ops._evoformer_attention", "attention with a mask and a pair bias"),
+        Op("evoformer_attention_backward", "ds_core.ops._evoformer_attention", "its gradients, those of biases too"),
     )
 }
 """Every op by name."""

@@ -150,6 +150,8 @@ def _tensor(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 
 
 def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    if spec.values is not None:
+        return torch.tensor(spec.values, dtype=torch.float64).reshape(spec.shape)
     if spec.fill is Fill.INTEGERS:
         return torch.randint(-127, 128, spec.shape, generator=generator)
     if spec.fill in (Fill.INDICES, Fill.RISING, Fill.HOLES, Fill.TARGETS):

@@ -10,6 +10,7 @@ Arguments were checked by the op's definition already.
 from __future__ import annotations
 
 from ds_core.ops.calls.activation import ActivationOps
+from ds_core.ops.calls.attention import AttentionOps
 from ds_core.ops.calls.kernels import CallableKernel, Kernels, Launcher, Run
 from ds_core.ops.calls.launchers import HostLauncher, StreamLauncher
 from ds_core.ops.calls.loss import LossOps
@@ -26,6 +27,7 @@ __all__ = ["CallableKernel", "HostLauncher", "KernelOps", "Kernels", "Launcher",
 
 class KernelOps(
     ActivationOps,
+    AttentionOps,
     LossOps,
     MatmulOps,
     MoeOps,
