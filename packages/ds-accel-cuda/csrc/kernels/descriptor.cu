@@ -2,8 +2,10 @@
 #include "attention/rows.h"
 #include "ds_kernel.h"
 #include "matmul/rows.h"
+#include "moe/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
+#include "ragged/rows.h"
 #include "tokens/rows.h"
 
 #ifndef DSK_TARGET
@@ -14,11 +16,15 @@ namespace {
 
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
-    DSK_ATTENTION_ROWS               //
-        DSK_MATMUL_ROWS              //
-            DSK_OPTIM_ROWS           //
-                DSK_QUANTIZE_ROWS    //
-                    DSK_TOKENS_ROWS  //
+    // clang-format off
+    DSK_ATTENTION_ROWS
+    DSK_MATMUL_ROWS
+    DSK_MOE_ROWS
+    DSK_OPTIM_ROWS
+    DSK_QUANTIZE_ROWS
+    DSK_RAGGED_ROWS
+    DSK_TOKENS_ROWS
+    // clang-format on
 };
 
 const ds_kernel_library kDescriptor = {

@@ -152,6 +152,7 @@ _SHAPES = (
     ("more_experts_than_pairs", 9, 2, 300, -1, 4, False, Layout.CONTIGUOUS),
     ("many", 2100, 4, 67, -1, 1, False, Layout.CONTIGUOUS),
     ("many_experts", 600, 2, 1025, 3, 2, False, Layout.CONTIGUOUS),
+    ("most_experts", 40, 2, 8192, -1, 1, False, Layout.CONTIGUOUS),
     ("no_tokens", 0, 2, 4, -1, 8, False, Layout.CONTIGUOUS),
     ("no_slots", 5, 0, 4, -1, 1, False, Layout.CONTIGUOUS),
     ("transposed", 40, 3, 4, 20, 1, False, Layout.TRANSPOSED),
