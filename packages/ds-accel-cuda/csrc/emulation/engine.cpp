@@ -18,6 +18,12 @@ namespace dsk_emulation {
 
 thread_local Thread* current = nullptr;
 
+std::string text_of(Site site) {
+  const std::string file = site.file;
+  const std::size_t folder = file.rfind("/csrc/");
+  return (folder == std::string::npos ? file : file.substr(folder + 6)) + ":" + std::to_string(site.line);
+}
+
 namespace {
 
 constexpr std::size_t kGap = 64;  // between arrays in shared memory, so that a small step outside is seen
@@ -66,12 +72,6 @@ const char* name_of(WarpOp op) {
     default:
       return "__all_sync";
   }
-}
-
-std::string text_of(Site site) {
-  const std::string file = site.file;
-  const std::size_t folder = file.rfind("/csrc/");
-  return (folder == std::string::npos ? file : file.substr(folder + 6)) + ":" + std::to_string(site.line);
 }
 
 bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }

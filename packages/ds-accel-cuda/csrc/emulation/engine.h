@@ -31,6 +31,9 @@ class Random {
   uint64_t state_;
 };
 
+// "kernels/optim/lamb.cu:87".
+std::string text_of(Site site);
+
 // What the blocks of one launch share.
 struct Launch {
   Shape shape;

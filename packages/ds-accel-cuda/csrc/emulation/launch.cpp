@@ -63,12 +63,8 @@ Engines& engines() {
   return *kept;
 }
 
-struct Outcome {
-  int32_t status = DS_OK;
-  std::string text;
-};
-Outcome& outcome() {
-  static thread_local Outcome kept;
+std::string& error_text() {
+  static thread_local std::string kept;
   return kept;
 }
 
@@ -110,9 +106,8 @@ void run_blocks(Launch& launch, uint64_t begin, uint64_t end, uint64_t total) {
   engines().give_back(std::move(engine));
 }
 
-void spread(Launch& launch, uint64_t total, const ds_exec* exec) {
-  const uint64_t threads = exec == nullptr || exec->threads < 1 ? 1 : static_cast<uint64_t>(exec->threads);
-  const uint64_t parts = std::min<uint64_t>({threads, total, 8});
+void spread(Launch& launch, uint64_t total, int host_threads) {
+  const uint64_t parts = std::min<uint64_t>({static_cast<uint64_t>(std::max(host_threads, 1)), total, 8});
   if (parts <= 1) {
     run_blocks(launch, 0, total, total);
     return;
@@ -127,13 +122,12 @@ void spread(Launch& launch, uint64_t total, const ds_exec* exec) {
 
 }  // namespace
 
-int32_t run(const Shape& shape, void (*call)(const void* arguments), const void* arguments, const void* exec) {
-  if (outcome().status != DS_OK) return outcome().status;
+int32_t run(const Shape& shape, void (*call)(const void* arguments), const void* arguments, int host_threads) {
   const uint64_t number = settings().launches.fetch_add(1) + 1;
-  outcome().text = complaint(shape);
-  if (!outcome().text.empty()) {
-    outcome().text = "launch asks for " + outcome().text;
-    return outcome().status = DS_DEVICE_ERROR;
+  const std::string refused = complaint(shape);
+  if (!refused.empty()) {
+    error_text() = "launch at " + text_of(shape.site) + " asks for " + refused;
+    return DS_DEVICE_ERROR;
   }
   Launch launch;
   launch.shape = shape;
@@ -141,24 +135,19 @@ int32_t run(const Shape& shape, void (*call)(const void* arguments), const void*
   launch.arguments = arguments;
   launch.order = static_cast<Order>(settings().order.load());
   launch.seed = settings().seed.load() + (launch.order == Order::kShuffled ? number * 0x9e3779b9u : 0);
-  spread(launch, uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z, static_cast<const ds_exec*>(exec));
-  outcome().status = launch.status;
-  outcome().text = launch.text;
+  spread(launch, uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z, host_threads);
+  if (launch.status != DS_OK) error_text() = launch.text;
   return launch.status;
 }
 
-int32_t take_status() {
-  const int32_t status = outcome().status;
-  outcome().status = DS_OK;
-  return status;
-}
+const char* last_error() { return error_text().c_str(); }
 
 }  // namespace dsk_emulation
 
 // --- what a test may set and ask ------------------------------------------------------------------------------------
 
-// Why the last failed launch of the calling thread ended; "" if none has.
-DSK_EMULATION_EXPORT const char* dsk_emulation_error(void) { return dsk_emulation::outcome().text.c_str(); }
+// Why the last launch of the calling thread that failed did; "" if none has. ds_exec.message says it of each call.
+DSK_EMULATION_EXPORT const char* dsk_emulation_error(void) { return dsk_emulation::last_error(); }
 
 // The order of threads and blocks: 0 by number, 1 by number from the last, 2 at random from `seed`.
 DSK_EMULATION_EXPORT void dsk_emulation_set_order(int32_t order, uint64_t seed) {

@@ -79,10 +79,10 @@ struct Shape {
   Site site;
 };
 
-// Runs call(arguments) in every thread of a launch. Returns DS_OK, or what it ended with. A launch after one that
-// failed does nothing, until `take_status`.
-int32_t run(const Shape& shape, void (*call)(const void* arguments), const void* arguments, const void* exec);
-int32_t take_status();
+// Runs call(arguments) in every thread of a launch, blocks on at most `host_threads`. Returns DS_OK, or what it ended
+// with; then `last_error` of the calling thread says why.
+int32_t run(const Shape& shape, void (*call)(const void* arguments), const void* arguments, int host_threads);
+const char* last_error();
 
 // Source lanes of shuffles. `width` is a power of two, at most a warp.
 inline int source_of_index(int self, int index, int width) { return (self & ~(width - 1)) | (index & (width - 1)); }

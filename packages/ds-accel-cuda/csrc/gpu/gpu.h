@@ -37,6 +37,7 @@
 #include <type_traits>
 
 #include "ds_kernel.h"
+#include "gpu/message.h"
 
 #if defined(DSK_EMULATED)
 #include "gpu/on_emulation.h"

@@ -65,7 +65,7 @@ int32_t with_float_type(int32_t dtype, const Body& body) {
 // Whether the caller's struct and context have all the fields that this library reads.
 template <typename Args>
 bool is_valid(const Args* a, const ds_exec* exec) {
-  return exec != nullptr && exec->struct_size >= sizeof(ds_exec) && a->struct_size >= sizeof(Args);
+  return exec != nullptr && exec->struct_size >= DS_EXEC_SIZE_1_0 && a->struct_size >= sizeof(Args);
 }
 
 }  // namespace dsk

@@ -36,7 +36,13 @@ class Shape {
   bool large_ = false;
 };
 
-inline int32_t status_of(cudaError_t error) { return error == cudaSuccess ? DS_OK : DS_DEVICE_ERROR; }
+// Takes the runtime's note of a failed call, so that the next one to ask, perhaps torch, does not find it.
+inline int32_t status_of(const ds_exec* exec, cudaError_t error) {
+  if (error == cudaSuccess) return DS_OK;
+  explain(exec, cudaGetErrorString(error));
+  (void)cudaGetLastError();
+  return DS_DEVICE_ERROR;
+}
 
 inline cudaStream_t stream_of(const ds_exec* exec) { return static_cast<cudaStream_t>(exec->stream); }
 
@@ -48,20 +54,20 @@ int32_t launch(const ds_exec* exec, const Shape& shape, void (*kernel)(Parameter
   if (shape.is_large()) {
     const int bytes = static_cast<int>(shape.shared_bytes());
     const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != cudaSuccess) return DS_DEVICE_ERROR;
+    if (error != cudaSuccess) return status_of(exec, error);
   }
   void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
   return status_of(
-      cudaLaunchKernel(function, shape.grid(), shape.block(), addresses, shape.shared_bytes(), stream_of(exec)));
+      exec, cudaLaunchKernel(function, shape.grid(), shape.block(), addresses, shape.shared_bytes(), stream_of(exec)));
 }
 
 inline int32_t set_bytes(const ds_exec* exec, void* memory, int value, size_t bytes) {
-  return bytes == 0 ? DS_OK : status_of(cudaMemsetAsync(memory, value, bytes, stream_of(exec)));
+  return bytes == 0 ? DS_OK : status_of(exec, cudaMemsetAsync(memory, value, bytes, stream_of(exec)));
 }
 
 inline int32_t copy_bytes(const ds_exec* exec, void* to, const void* from, size_t bytes) {
   if (bytes == 0) return DS_OK;
-  return status_of(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(exec)));
+  return status_of(exec, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(exec)));
 }
 
 template <typename T>

@@ -53,8 +53,9 @@ int32_t launch(const ds_exec* exec, const Shape& shape, void (*kernel)(Parameter
     const Call& one = *static_cast<const Call*>(from);
     std::apply(one.kernel, one.arguments);
   };
-  dsk_emulation::run(shape.native(), run, &call, exec);
-  return dsk_emulation::take_status();
+  const int32_t status = dsk_emulation::run(shape.native(), run, &call, exec->threads);
+  if (status != DS_OK) explain(exec, dsk_emulation::last_error());
+  return status;
 }
 
 inline int32_t set_bytes(const ds_exec*, void* memory, int value, size_t bytes) {

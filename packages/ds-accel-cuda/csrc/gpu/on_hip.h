@@ -54,7 +54,13 @@ class Shape {
   size_t shared_bytes_;
 };
 
-inline int32_t status_of(hipError_t error) { return error == hipSuccess ? DS_OK : DS_DEVICE_ERROR; }
+// Takes the runtime's note of a failed call, so that the next one to ask, perhaps torch, does not find it.
+inline int32_t status_of(const ds_exec* exec, hipError_t error) {
+  if (error == hipSuccess) return DS_OK;
+  explain(exec, hipGetErrorString(error));
+  (void)hipGetLastError();
+  return DS_DEVICE_ERROR;
+}
 
 inline hipStream_t stream_of(const ds_exec* exec) { return static_cast<hipStream_t>(exec->stream); }
 
@@ -63,17 +69,17 @@ int32_t launch(const ds_exec* exec, const Shape& shape, void (*kernel)(Parameter
                std::common_type_t<Parameters>... arguments) {
   if (shape.grid().x == 0) return DS_OK;
   void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
-  return status_of(hipLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid(), shape.block(), addresses,
-                                   shape.shared_bytes(), stream_of(exec)));
+  return status_of(exec, hipLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid(), shape.block(), addresses,
+                                         shape.shared_bytes(), stream_of(exec)));
 }
 
 inline int32_t set_bytes(const ds_exec* exec, void* memory, int value, size_t bytes) {
-  return bytes == 0 ? DS_OK : status_of(hipMemsetAsync(memory, value, bytes, stream_of(exec)));
+  return bytes == 0 ? DS_OK : status_of(exec, hipMemsetAsync(memory, value, bytes, stream_of(exec)));
 }
 
 inline int32_t copy_bytes(const ds_exec* exec, void* to, const void* from, size_t bytes) {
   if (bytes == 0) return DS_OK;
-  return status_of(hipMemcpyAsync(to, from, bytes, hipMemcpyDeviceToDevice, stream_of(exec)));
+  return status_of(exec, hipMemcpyAsync(to, from, bytes, hipMemcpyDeviceToDevice, stream_of(exec)));
 }
 
 template <typename T>

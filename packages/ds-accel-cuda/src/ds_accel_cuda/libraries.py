@@ -40,7 +40,8 @@ class Built:
 
     Attributes:
         cuda: libraries for NVIDIA GPUs, by major version of CUDA; none if no compiler was found.
-        emulated: libraries for the CPU: ``plain``, and ``sanitized`` where the build was asked for it.
+        emulated: libraries for the CPU: ``plain``; where the build was asked for it ``sanitized``, and ``faults_32``,
+            ``faults_64`` and ``faults_asan`` for the tests of the emulation.
         left_out: kind of library (``cuda``, ``sanitized``) to the reason why there is none.
     """
 
