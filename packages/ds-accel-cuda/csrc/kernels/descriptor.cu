@@ -1,8 +1,11 @@
 // The one symbol this library exports.
+#include "activation/rows.h"
 #include "attention/rows.h"
 #include "ds_kernel.h"
+#include "loss/rows.h"
 #include "matmul/rows.h"
 #include "moe/rows.h"
+#include "norm/rows.h"
 #include "optim/rows.h"
 #include "quantize/rows.h"
 #include "ragged/rows.h"
@@ -17,9 +20,12 @@ namespace {
 const ds_kernel_entry kEntries[] = {
     // One macro for each family of ops, from its rows.h.
     // clang-format off
+    DSK_ACTIVATION_ROWS
     DSK_ATTENTION_ROWS
+    DSK_LOSS_ROWS
     DSK_MATMUL_ROWS
     DSK_MOE_ROWS
+    DSK_NORM_ROWS
     DSK_OPTIM_ROWS
     DSK_QUANTIZE_ROWS
     DSK_RAGGED_ROWS
