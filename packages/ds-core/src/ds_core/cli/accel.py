@@ -85,20 +85,26 @@ def test(
         typer.Option("--xfail", metavar="FILE", help="Expected failures: 'group/case: why' a line. Strict."),
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds an ordinary case may take.")] = 60.0,
+    library: Annotated[
+        Path | None,
+        typer.Option("--library", metavar="FILE", help="Ops of a kernel library by itself, called with host pointers."),
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="List the cases and the promise each checks.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the table and the failures only.")] = False,
 ) -> None:
     """Test an accelerator against the contract, level by level, each case in a process that may die of it.
 
+    With --library nothing of NAME but its name is used: the ops of a library for the host, or of an emulated one, are.
+
     Exit code 0: nothing failed. 1: something did, or the device is not usable here. 2: a wrong call.
     """
-    cases = chosen(level, only or ())
+    cases = chosen(level, only or (), kernels=library is not None)
     if list_only:
         write_table(("case", "level", "contract"), [(case.id, str(case.level), case.contract) for case in cases])
         return
     expected = read_expected(xfail, chosen()) if xfail is not None else {}
     progress = _Progress(len(cases), quiet=quiet)
-    report = run(name, cases, timeout_s=timeout_s, expected=expected, told=progress.told)
+    report = run(name, cases, timeout_s=timeout_s, expected=expected, told=progress.told, library=library)
     _write(report, json_file, markdown_file)
     if not report.is_accepted:
         raise typer.Exit(REFUSED)

@@ -36,8 +36,8 @@ class Call(NamedTuple):
         return Call({k: None if t is None else _copy(t) for k, t in self.tensors.items()}, dict(self.scalars))
 
     def to(self, device: torch.device | str) -> Call:
-        """The same arguments on a device."""
-        return Call({k: None if t is None else t.to(device) for k, t in self.tensors.items()}, dict(self.scalars))
+        """The same arguments on a device, strides and offsets kept."""
+        return Call({k: None if t is None else _moved(t, device) for k, t in self.tensors.items()}, dict(self.scalars))
 
 
 def cases(name: str) -> tuple[OpCase, ...]:
@@ -195,6 +195,14 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with the same strides and the same offset into its storage."""
     storage = tensor.untyped_storage().clone()
     return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on a device; one that is no plain run of memory as a view of its whole storage there."""
+    if tensor.device == torch.device(device) or (tensor.is_contiguous() and not tensor.storage_offset()):
+        return tensor.to(device)
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def as_tuple(value: Any) -> tuple[torch.Tensor, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ds_core.errors import OpError
 from ds_core.hooks import Availability
 from ds_core.plugins.requirements import installed_version
 from ds_core.testing.conformance.case import Needs
@@ -12,10 +14,24 @@ from ds_core.testing.conformance.kit import Filtered
 from ds_core.testing.conformance.outcome import Filter
 
 if TYPE_CHECKING:
+    import torch
+
     from ds_core.accelerator.contract import Accelerator
     from ds_core.testing.conformance.target import Target
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "LibraryBench", "OpUnderTest"]
+
+
+class OpUnderTest(NamedTuple):
+    """An op as the bench offers it: what to call, on which device, and which kernel a call would get.
+
+    `native` tells whether a call with these arguments runs a kernel of the wheel, so is held to the bounds of kernels.
+    """
+
+    call: Callable[..., Any]
+    device: torch.device
+    provider: str
+    native: Callable[..., bool]
 
 
 class Bench:
@@ -82,6 +98,17 @@ class Bench:
             return Filter("devices", str(needs.devices), f"{needs.devices} devices are needed, {count} is there")
         return None
 
+    def op(self, name: str) -> OpUnderTest:
+        """The op as the registry resolves it for the device."""
+        from ds_core.ops.registry import resolve
+
+        found = resolve(name, self.accelerator().device_type)
+
+        def native(**arguments: Any) -> bool:
+            return found.native is not None and (found.supports is None or found.supports(**arguments) is None)
+
+        return OpUnderTest(found, self.accelerator().device(), found.provider, native)
+
     def facts(self) -> dict[str, Any]:
         """What the report says of the device and the wheel."""
         record = self.target.record
@@ -128,6 +155,54 @@ class Bench:
             self.error = error
             return _not_usable(f"it could not be made ({type(error).__name__}: {error})")
         return None
+
+
+class LibraryBench(Bench):
+    """A library of kernels by itself, called with host pointers: of the host, or of a device that is emulated.
+
+    Args:
+        path: the library, with the op table of ``ds_kernel.h``.
+        name: whose it is, for the report.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        from ds_core.ops import native
+        from ds_core.ops.calls import HostLauncher, KernelOps
+
+        self.name: str = name
+        self.library: native.KernelLibrary = native.load(path)
+        self.kernels: KernelOps = KernelOps(self.library, HostLauncher())
+
+    def unusable(self) -> Filter | None:
+        """None: it was loaded."""
+        return None
+
+    def unmet(self, needs: Needs) -> Filter | None:
+        """Everything but kernels."""
+        return None if needs.kernels else Filter("not usable", "the device", "a library of kernels is no device")
+
+    def op(self, name: str) -> OpUnderTest:
+        """The op made of the library's rows."""
+        import torch
+
+        kernel: Callable[..., Any] = getattr(self.kernels, name, _not_called)
+        return OpUnderTest(kernel, torch.device("cpu"), f"{self.library.path.name}", lambda **_: True)
+
+    def facts(self) -> dict[str, Any]:
+        """What the library says of itself."""
+        found = self.library
+        return {
+            "id": self.name,
+            "usable": True,
+            "reason": "",
+            "library": found.path.name,
+            "properties": {"target": found.target, "build": found.build, "abi": ".".join(map(str, found.abi))},
+            "rows": list(found.kernels),
+        }
+
+
+def _not_called(*_: Any, **__: Any) -> Any:
+    raise OpError("ds_core.ops.calls has no way to call a kernel for it")
 
 
 def _not_usable(why: str) -> Filter:

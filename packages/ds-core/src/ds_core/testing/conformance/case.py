@@ -26,6 +26,7 @@ class Needs:
         devices: how many devices the process must see.
         wheels: distributions that must be installed.
         device: False for cases of the wheel itself, which run where its hardware is not.
+        kernels: a library of kernels will do in place of a device; see `LibraryBench`.
     """
 
     capabilities: tuple[Capability, ...] = ()
@@ -33,6 +34,7 @@ class Needs:
     devices: int = 1
     wheels: tuple[str, ...] = ()
     device: bool = True
+    kernels: bool = False
 
 
 NOTHING = Needs()

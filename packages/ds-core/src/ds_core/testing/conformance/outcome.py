@@ -32,7 +32,8 @@ class Filter:
     """Why a case says nothing of this device.
 
     Args:
-        kind: "capability", "dtype", "devices", "wheel", "backend", "platform", "installation", "not usable" or "own".
+        kind: "capability", "dtype", "devices", "wheel", "row", "backend", "platform", "installation", "not usable", or
+            "own" where the device answers the question by what it is.
         missing: what is not there, by name.
         text: the sentence for people.
     """

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
@@ -23,7 +24,7 @@ _COMMAND = """\
 import sys
 sys.path[:] = [path for path in sys.path if path]  # not the working directory: what is installed is tested
 from ds_core.testing.conformance.worker import main
-main(sys.argv[1])
+main(*sys.argv[1:])
 """
 _TAIL_BYTES = 6000
 _STACK_S = 1.0
@@ -43,12 +44,14 @@ class WorkerProcess:
     Args:
         name: the accelerator.
         env: variables on top of this process's.
+        library: a library of kernels to test in place of the accelerator.
     """
 
-    def __init__(self, name: str, env: Mapping[str, str]) -> None:
+    def __init__(self, name: str, env: Mapping[str, str], library: Path | None = None) -> None:
+        words = [name] if library is None else [name, str(library.resolve())]
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, name],
+            [sys.executable, "-c", _COMMAND, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -21,6 +21,7 @@ _MODULES = (
     "tensors",
     "random_numbers",
     "numerics",
+    "ops",
 )
 
 
@@ -38,13 +39,14 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(sorted(found, key=lambda case: case.level))
 
 
-def chosen(level: int | None = None, only: Sequence[str] = ()) -> tuple[Case, ...]:
-    """The cases up to `level`, or those named: ``group/case``, or ``group`` for all of it.
+def chosen(level: int | None = None, only: Sequence[str] = (), *, kernels: bool = False) -> tuple[Case, ...]:
+    """The cases up to `level`, or those named: ``group/case``, or ``group`` for all of it. With
+    `kernels`, of those that a library of kernels can be asked.
 
     Raises:
         UnknownCaseError: both are given, or one of them is not there.
     """
-    cases = all_cases()
+    cases = tuple(case for case in all_cases() if case.needs.kernels or not kernels)
     if level is not None and only:
         raise UnknownCaseError("--level and --only exclude each other: --only runs the cases it names, whatever level")
     if level is not None and level not in LEVELS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ds_core.errors import AcceleratorError
@@ -24,13 +25,22 @@ class Runner:
         name: the accelerator, short or ``wheel:name``.
         timeout_s: limit of an ordinary case; some declare a multiple of it.
         env: variables of the workers on top of this process's.
+        library: a library of kernels to test in place of the accelerator.
     """
 
-    def __init__(self, name: str, *, timeout_s: float = 60.0, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        library: Path | None = None,
+    ) -> None:
         self.name: str = name
         self.timeout_s: float = timeout_s
         self.workers_started: int = 0
         self._env: dict[str, str] = dict(env or {})
+        self._library: Path | None = library
         self._worker: WorkerProcess | None = None
         self._lost: Filter | None = None
 
@@ -85,7 +95,7 @@ class Runner:
 
     def _ready(self) -> WorkerProcess:
         if self._worker is None:
-            worker = WorkerProcess(self.name, self._env)
+            worker = WorkerProcess(self.name, self._env, self._library)
             self.workers_started += 1
             try:
                 message = worker.answer(START_S)

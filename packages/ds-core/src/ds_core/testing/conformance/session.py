@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ds_core.testing.conformance.case import Case
 from ds_core.testing.conformance.expected import judge
@@ -24,6 +25,7 @@ def run(
     expected: Mapping[str, str] | None = None,
     told: Callable[[Case, Result], None] = lambda case, result: None,
     env: Mapping[str, str] | None = None,
+    library: Path | None = None,
 ) -> Report:
     """Runs `cases` (all when None) on the accelerator `name`, each isolated from this process.
 
@@ -34,12 +36,14 @@ def run(
         expected: reasons by case for those that are to fail; see `read_expected`.
         told: called with each case and what became of it. Ctrl-C ends the run with a report of what there is.
         env: variables of the workers on top of this process's.
+        library: a library of kernels to test in place of the accelerator; `cases` must be such as need no more.
 
     Raises:
         AcceleratorError: there is no such accelerator, or the worker cannot start.
     """
     cases = all_cases() if cases is None else cases
-    report, runner, started = Report(name, cases), Runner(name, timeout_s=timeout_s, env=env), time.perf_counter()
+    report, started = Report(name, cases), time.perf_counter()
+    runner = Runner(name, timeout_s=timeout_s, env=env, library=library)
     try:
         for case in cases:
             result = judge(runner.run(case), expected or {})

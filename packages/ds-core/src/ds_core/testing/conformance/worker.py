@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from ds_core.errors import DsError
 from ds_core.plugins import manager
-from ds_core.testing.conformance.bench import Bench
+from ds_core.testing.conformance.bench import Bench, LibraryBench
 from ds_core.testing.conformance.case import Case
 from ds_core.testing.conformance.kit import Broken, Filtered, Kit
 from ds_core.testing.conformance.outcome import Outcome, Result
@@ -36,7 +36,7 @@ _ENGINES = 6
 """The first level whose cases make engines and process groups."""
 
 
-def main(name: str) -> None:
+def main(name: str, library: str = "") -> None:
     """Serves until the parent closes the pipe or says so."""
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a vendor's library writes to standard output must not reach the protocol
@@ -47,7 +47,10 @@ def main(name: str) -> None:
     cases = {case.id: case for case in all_cases()}
     gc.freeze()
     try:
-        bench = Bench(find_target(name, manager()), lambda inside: _say(told, {"entering": inside}))
+        if library:
+            bench: Bench = LibraryBench(Path(library), name)
+        else:
+            bench = Bench(find_target(name, manager()), lambda inside: _say(told, {"entering": inside}))
     except DsError as error:
         _say(told, {"ready": False, "error": str(error)})
         return
@@ -110,8 +113,8 @@ def _facts(bench: Bench) -> dict[str, Any]:
     try:
         told = bench.facts()
     except Exception as error:  # noqa: BLE001 - the report says so
-        told = {"id": bench.target.id, "problem": f"{type(error).__name__}: {error}"}
-    return told | {"torch": str(torch.__version__)}
+        told = {"problem": f"{type(error).__name__}: {error}"}
+    return {**told, "torch": str(torch.__version__)}
 
 
 def _clean_up(bench: Bench, result: Result) -> bool:
@@ -129,6 +132,8 @@ def _clean_up(bench: Bench, result: Result) -> bool:
         try:
             import torch
 
+            if isinstance(bench, LibraryBench):
+                return True
             accelerator = bench.accelerator()
             return bool(torch.ones(2, device=accelerator.device()).sum().item() == 2.0)
         except Filtered:
