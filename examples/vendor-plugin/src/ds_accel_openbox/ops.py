@@ -8,10 +8,6 @@ __all__ = ["sum_of_squares"]
 
 
 def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
-    """The sum of squares of a 1-D tensor as a 0-dim float64 tensor.
-
-    The device computes in float64, which core does not expect of one it does not know.
-    """
+    """The sum of squares of a 1-D tensor as a 0-dim float64 tensor."""
     with torch.no_grad():
-        wide = x.to(torch.float64)
-        return torch.dot(wide, wide)
+        return x.to(torch.float64).square().sum()

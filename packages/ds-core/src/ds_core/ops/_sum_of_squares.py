@@ -8,6 +8,7 @@ from ds_core.ops.case import Exactness, Fill, Layout, OpCase, TensorSpec
 from ds_core.ops.checks import expect_dtype, expect_flat
 from ds_core.ops.definition import OpDefinition
 from ds_core.ops.dispatch import is_plain, run
+from ds_core.ops.wide import wide_dtype
 
 __all__ = ["DEFINITIONS", "sum_of_squares"]
 
@@ -37,7 +38,7 @@ def _check(x: torch.Tensor) -> None:
 
 
 def _reference(x: torch.Tensor) -> torch.Tensor:
-    wide = _wide(x.device)
+    wide = wide_dtype(x.device)
     with torch.no_grad():
         total = torch.zeros((), dtype=wide, device=x.device)
         for first in range(0, x.numel(), CHUNK):
@@ -45,12 +46,8 @@ def _reference(x: torch.Tensor) -> torch.Tensor:
         return total
 
 
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float64 if device.type in ("cpu", "cuda", "meta") else torch.float32
-
-
 def _fake(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty((), dtype=_wide(x.device))
+    return x.new_empty((), dtype=wide_dtype(x.device))
 
 
 def _case(name: str, numel: int, dtype: str, fill: Fill = Fill.NORMAL, layout: Layout = Layout.CONTIGUOUS) -> OpCase:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ds_core.errors import DsError
 
@@ -82,6 +82,7 @@ def run_ranks(
     dies: Collection[int] = (),
     init: bool = True,
     group_timeout_s: float | None = None,
+    start: str = "forkserver",
     **kwargs: Any,
 ) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `world` ranks at once and return their results in rank order.
@@ -101,6 +102,7 @@ def run_ranks(
         group_timeout_s: timeout of the process group; by default a little less than `timeout_s`, so that a collective
             that never completes ends with the error users would see.
         init: False leaves the process group to `fn` (for tests of initialisation itself).
+        start: "forkserver", or "spawn" for devices whose driver must not be forked once torch has loaded it.
 
     Raises:
         RankError: any rank raised, died or did not end in time; it names every failing rank, the earliest first.
@@ -112,16 +114,16 @@ def run_ranks(
         return _run_threads(fn, world, args, kwargs, timeout_s, group_s)
     if mode != "processes":
         raise ValueError(f'mode must be "processes" or "threads", got {mode!r}')
-    return _Pool.shared().run(fn, world, args, kwargs, timeout_s, group_s, dict(env or {}), frozenset(dies), init)
+    return _Pool.shared(start).run(fn, world, args, kwargs, timeout_s, group_s, dict(env or {}), frozenset(dies), init)
 
 
 class _Worker:
     """One rank process, its pipe for calls, and its pipe for stacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str) -> None:
         from ds_core.testing import _rank_worker
 
-        context = multiprocessing.get_context("forkserver")
+        context: Any = multiprocessing.get_context(start)
         self.calls: Connection
         self.stacks: Connection
         self.calls, calls_end = context.Pipe()
@@ -182,9 +184,10 @@ class _Outcome:
 class _Pool:
     """Rank processes that wait for the next call, and the rendezvous store they meet at."""
 
-    _shared: _Pool | None = None
+    _shared: ClassVar[dict[str, _Pool]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, start: str) -> None:
+        self._start: str = start
         self._workers: list[_Worker] = []
         self._store: Any = None
         self._port: int = 0
@@ -192,17 +195,17 @@ class _Pool:
         self._lock = threading.Lock()
 
     @classmethod
-    def shared(cls) -> _Pool:
+    def shared(cls, start: str = "forkserver") -> _Pool:
         """The pool of this process, started at first use and stopped at interpreter exit."""
-        if cls._shared is None:
+        if start not in cls._shared:
             context = multiprocessing.get_context("forkserver")
             preload = ["ds_core.testing._rank_worker"]
             if "pytest" in sys.modules:  # every child re-imports the main module, so have it ready too
                 preload.append("pytest")
             context.set_forkserver_preload(preload)
-            cls._shared = cls()
-            atexit.register(cls._shared.close)
-        return cls._shared
+            cls._shared[start] = cls(start)
+            atexit.register(cls._shared[start].close)
+        return cls._shared[start]
 
     def close(self) -> None:
         """Stop every process."""
@@ -247,7 +250,7 @@ class _Pool:
         function, arguments = locate(fn), encode((args, kwargs))
         with self._lock:
             port, prefix = self._rendezvous_port(), f"call{next(self._numbers)}"
-            self._workers += [_Worker() for _ in range(world - len(self._workers))]
+            self._workers += [_Worker(self._start) for _ in range(world - len(self._workers))]
             team = self._workers[:world]
             outcome = _Outcome()
             try:

@@ -51,6 +51,11 @@ class Bench:
         self._asked: bool = False
         self.error: Exception | None = None
 
+    @property
+    def is_library(self) -> bool:
+        """Whether there is a library of kernels only, and no device."""
+        return False
+
     def accelerator(self) -> Accelerator:
         """The accelerator.
 
@@ -172,6 +177,11 @@ class LibraryBench(Bench):
         self.name: str = name
         self.library: native.KernelLibrary = native.load(path)
         self.kernels: KernelOps = KernelOps(self.library, HostLauncher())
+
+    @property
+    def is_library(self) -> bool:
+        """True."""
+        return True
 
     def unusable(self) -> Filter | None:
         """None: it was loaded."""

