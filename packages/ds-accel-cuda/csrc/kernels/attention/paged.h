@@ -101,18 +101,21 @@ struct RaggedTile {
   }
 };
 
-// Keys that a block walks over: [first, last).
+// Keys that a block walks over, [first, last), of which those before `seen` are seen by no row of its tile.
 struct KeyRange {
+  int64_t seen;
   int64_t first;
   int64_t last;
 };
 
-// Keys seen from positions `low` to `high`, and of those part `split` of `splits`; parts begin at multiples of `unit`.
+// Keys seen from positions `low` to `high`, and of those part `split` of `splits`. Parts begin at multiples of `unit`,
+// so that a row meets its keys in the same groups whatever rows share its tile.
 DSK_DEVICE KeyRange keys_of(int64_t window, int64_t low, int64_t high, int64_t split, int64_t splits, int64_t unit) {
-  const int64_t first = window > 0 ? max64(0, low - window + 1) : 0;
+  const int64_t seen = window > 0 ? max64(0, low - window + 1) : 0;
+  const int64_t first = seen / unit * unit;
   const int64_t last = high + 1;
   const int64_t part = ceil_div(ceil_div(max64(last - first, 0), splits), unit) * unit;
-  return {min64(last, first + split * part), min64(last, first + (split + 1) * part)};
+  return {seen, min64(last, first + split * part), min64(last, first + (split + 1) * part)};
 }
 
 }  // namespace dsk

@@ -12,8 +12,14 @@
 namespace dsk {
 namespace {
 
-template <int Depth>
-using PagedSize = TileSize<Depth, 1, (Depth <= 128 ? 4 : 2)>;
+// Wide tiles read keys less often; narrow ones leave fewer threads idle where sequences have few tokens. Keys come in
+// groups of the same size in both.
+template <int Depth, bool Wide>
+using PagedSize = TileSize<Depth,
+                           (!Wide || Depth > 128 ? 1
+                            : Depth > 64         ? 2
+                                                 : 4),
+                           (Depth <= 128 ? 4 : 2)>;
 
 constexpr int64_t kEnoughBlocks = 512;  // more parts are not worth their sum
 constexpr int64_t kLeastKeys = 256;     // of a part, when the kernel chooses
@@ -73,14 +79,18 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
     const int64_t head = kv_head * batch.group + tile.head(batch, row);
     return call.q + tile.token(batch, row) * call.q_token_stride + head * call.q_head_stride;
   });
-  const int row = group_of_thread();
-  const int64_t head = kv_head * batch.group + tile.head(batch, row);
-  const int64_t position = tile.position(batch, row);
-  const float slope = call.slopes == nullptr || !tile.has_row(batch, row) ? 0.0f : call.slopes[head];
+  int64_t positions[Size::kOwn];
+  float slopes[Size::kOwn];
+  DSK_UNROLL
+  for (int i = 0; i < Size::kOwn; ++i) {
+    const int row = group_of_thread() + i * kGroups;
+    const bool slants = call.slopes != nullptr && tile.has_row(batch, row);
+    positions[i] = tile.position(batch, row);
+    slopes[i] = slants ? call.slopes[kv_head * batch.group + tile.head(batch, row)] : 0.0f;
+  }
   const int last_row = static_cast<int>(min64(tile.count * batch.group - tile.first, Size::kOwnRows)) - 1;
-  const KeyRange range =
-      keys_of(batch.window, tile.position(batch, 0), min64(tile.position(batch, last_row), tile.length - 1), split,
-              call.splits, Size::kOtherRows);
+  const int64_t highest = min64(tile.position(batch, last_row), tile.length - 1);
+  const KeyRange range = keys_of(batch.window, tile.position(batch, 0), highest, split, call.splits, Size::kOtherRows);
 
   Softmax<Size> softmax;
   softmax.begin();
@@ -89,7 +99,7 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
     if (threadIdx.x < Size::kOtherRows) {
       const int64_t key = first + threadIdx.x;
       int64_t block = -1;
-      if (key < range.last) {
+      if (key >= range.seen && key < range.last) {
         block = batch.table[tile.sequence * batch.table_width + key / batch.block_size];
         if (block < 0 || block >= batch.blocks) {
           report_bad_index();
@@ -107,12 +117,15 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
     };
     load_rows<T>(other, Size::kStride, Size::kOtherRows, call.heads, row_in(call.keys));
     __syncthreads();
-    float scores[1][Size::kOther];
+    float scores[Size::kOwn][Size::kOther];
     multiply<Size>(queries, other, call.heads.dim, scores);
     DSK_UNROLL
-    for (int j = 0; j < Size::kOther; ++j) {
-      const int64_t key = first + lane_of_group() + j * kLanes;
-      scores[0][j] = key < range.last ? paged_score(call, scores[0][j], key, position, slope) : -INFINITY;
+    for (int i = 0; i < Size::kOwn; ++i) {
+      DSK_UNROLL
+      for (int j = 0; j < Size::kOther; ++j) {
+        const int64_t key = first + lane_of_group() + j * kLanes;
+        scores[i][j] = key < range.last ? paged_score(call, scores[i][j], key, positions[i], slopes[i]) : -INFINITY;
+      }
     }
     softmax.take(scores);
     share<Size>(weights, scores);
@@ -122,19 +135,24 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
     accumulate<Size>(weights, other, call.heads.dim, softmax.sums);
   }
   softmax.finish();
-  if (!tile.has_row(batch, row)) return;
-  const int64_t out = tile.token(batch, row) * call.kv_heads * batch.group + head;
-  if (call.splits == 1) {
-    const float factor = softmax.total[0] == 0.0f ? 0.0f : 1.0f / softmax.total[0];
-    write_row<T, Size>(call.y + out * call.heads.dim, call.heads, softmax.sums[0], factor);
-    return;
-  }
-  const int64_t part = out * call.splits + split;
-  const Heads floats = {call.heads.dim, call.heads.dim % 4 == 0};
-  write_row<float, Size>(call.sums + part * call.heads.dim, floats, softmax.sums[0], 1.0f);
-  if (lane_of_group() == 0) {
-    call.largest[part] = softmax.largest[0];
-    call.total[part] = softmax.total[0];
+  DSK_UNROLL
+  for (int i = 0; i < Size::kOwn; ++i) {
+    const int row = group_of_thread() + i * kGroups;
+    if (!tile.has_row(batch, row)) continue;
+    const int64_t head = kv_head * batch.group + tile.head(batch, row);
+    const int64_t out = tile.token(batch, row) * call.kv_heads * batch.group + head;
+    if (call.splits == 1) {
+      const float factor = softmax.total[i] == 0.0f ? 0.0f : 1.0f / softmax.total[i];
+      write_row<T, Size>(call.y + out * call.heads.dim, call.heads, softmax.sums[i], factor);
+      continue;
+    }
+    const int64_t part = out * call.splits + split;
+    const Heads floats = {call.heads.dim, call.heads.dim % 4 == 0};
+    write_row<float, Size>(call.sums + part * call.heads.dim, floats, softmax.sums[i], 1.0f);
+    if (lane_of_group() == 0) {
+      call.largest[part] = softmax.largest[i];
+      call.total[part] = softmax.total[i];
+    }
   }
 }
 
@@ -162,6 +180,11 @@ __global__ void __launch_bounds__(kTileThreads) combine_kernel(const Paged<T> ca
   }
 }
 
+// Whether sequences have tokens enough, on average, to fill wide tiles.
+bool is_wide(const ds_paged_attention_args* a) {
+  return a->tokens * (a->heads / a->kv_heads) >= 2 * kGroups * max64(a->sequences, 1);
+}
+
 // Parts that keys are cut in. By the shapes alone, see Note [Parts of long sequences].
 int64_t splits_of(const ds_paged_attention_args* a) {
   if (a->splits > 0) return a->splits;
@@ -169,6 +192,16 @@ int64_t splits_of(const ds_paged_attention_args* a) {
   const int64_t blocks = RaggedTile<kGroups>::tiles(a->tokens, group, a->sequences) * a->kv_heads;
   const int64_t most = ceil_div(a->table_width * a->block_size, kLeastKeys);
   return max64(1, min64(most, kEnoughBlocks / max64(blocks, 1)));
+}
+
+template <typename T, typename Size>
+int32_t attend(const ds_exec* exec, const Paged<T>& call) {
+  const Batch& batch = call.batch;
+  const int64_t tiles = RaggedTile<Size::kOwnRows>::tiles(batch.tokens, batch.group, batch.sequences);
+  const int64_t blocks = tiles * call.kv_heads * call.splits;
+  if (blocks >= (int64_t{1} << 31)) return DS_BAD_ARGUMENT;
+  const size_t bytes = sizeof(float) * (Size::kOwnFloats + Size::kOtherFloats + Size::kWeightFloats);
+  return launch(exec, Shape(static_cast<unsigned>(blocks), kTileThreads, bytes), paged_kernel<T, Size>, call);
 }
 
 bool has_shape(const ds_paged_attention_args* a) {
@@ -191,8 +224,6 @@ int32_t paged_attention(const void* arguments, const ds_exec* exec) {
   if (!is_index(a->index_dtype)) return DS_UNSUPPORTED_DTYPE;
   if (exec->workspace_bytes < paged_attention_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
   const int64_t splits = splits_of(a), rows = a->tokens * a->heads, group = a->heads / a->kv_heads;
-  const int64_t blocks = RaggedTile<kGroups>::tiles(a->tokens, group, a->sequences) * a->kv_heads * splits;
-  if (blocks >= (int64_t{1} << 31)) return DS_BAD_ARGUMENT;
   if (rows == 0) return DS_OK;
   const bool wide = a->index_dtype == DS_I64;
   // The sums come first, which keeps their fours aligned.
@@ -224,9 +255,9 @@ int32_t paged_attention(const void* arguments, const ds_exec* exec) {
     call.softcap = a->softcap;
     call.heads = {static_cast<int>(a->dim), packed};
     const int32_t status = with_depth(a->dim, [&](auto depth) -> int32_t {
-      using Size = PagedSize<decltype(depth)::value>;
-      const size_t bytes = sizeof(float) * (Size::kOwnFloats + Size::kOtherFloats + Size::kWeightFloats);
-      return launch(exec, Shape(static_cast<unsigned>(blocks), kTileThreads, bytes), paged_kernel<T, Size>, call);
+      constexpr int kDepth = decltype(depth)::value;
+      return is_wide(a) ? attend<T, PagedSize<kDepth, true>>(exec, call)
+                        : attend<T, PagedSize<kDepth, false>>(exec, call);
     });
     if (status != DS_OK || splits == 1) return status;
     return launch(exec, Shape(static_cast<unsigned>(ceil_div(rows, kGroups)), kTileThreads), combine_kernel<T>, call,

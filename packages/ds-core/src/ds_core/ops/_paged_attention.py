@@ -59,7 +59,8 @@ def paged_attention(
         alibi_slopes: [heads] float32: adds ``slope * (key position - query position)``.
         softcap: with c > 0, products become ``c * tanh(product / c)``, before ALiBi.
         splits: parts that kernels cut the keys of a sequence in, to have enough to do with few long sequences; 0
-            chooses by the shapes. It changes results by rounding only, and each count always gives the same bits.
+            chooses by the shapes. It changes results by rounding only. The same call always gives the same bits, and
+            with 1 a token gets the same bits whatever else is in the batch.
 
     Returns:
         [tokens, heads, head_dim] like `q`.
