@@ -36,6 +36,7 @@ DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
 MATRIX_WHEELS = ("ds-core", "ds-accel-cpu")
+XPU_RUNTIMES = {"8": "2025.3.2", "9": "2026.2.0"}  # libsycl to the release of intel-sycl-rt that has it
 SANITIZED_LEVELS = ("x86_64_v2", "x86_64_v4_bf16")  # both ends of what is in the sources; each takes minutes to build
 SANITIZED_TESTS = ("test_cpu_pool.py", "test_uring_engine.py")  # of ds-accel-cpu: what else has C++ of its own
 
@@ -333,6 +334,40 @@ def docs(session: nox.Session) -> None:
 def shape(session: nox.Session) -> None:
     """Report the four numbers of the shape of the code."""
     session.run("python", "tools/shape.py", *session.posargs)
+
+
+@nox.session(default=False)
+def xpu(session: nox.Session) -> None:
+    """Build ds-accel-xpu with its kernels, execute every case on Intel's OpenCL device for CPUs; downloads 500 MB.
+
+    Arguments after ``--`` are ops; without any, the tests of the package run, too.
+    """
+    dists = ("ds-core", "ds-accel-xpu")
+    package = PACKAGES["ds-accel-xpu"]
+    install(session, *third_party(dists), *TEST_REQUIREMENTS, "intel-opencl-rt")
+    remove_stale(session, dists)
+    roots = {version: sycl_runtime(session, release) for version, release in XPU_RUNTIMES.items()}
+    places = f"cmake.define.DSK_SYCL_ROOTS={';'.join(str(root) for root in roots.values())}"
+    build_wheels(session, dists, "cmake.define.DSK_CPU_QUEUE=ON", places)
+    here = Path(session.virtualenv.location) / "lib"
+    for version, root in roots.items():
+        env = {
+            **TEST_ENV,
+            "OCL_ICD_FILENAMES": str(here / "libintelocl.so"),
+            "LD_LIBRARY_PATH": f"{root / 'lib'}{os.pathsep}{here}",
+        }
+        session.run("python", str(package / "conformance" / "run.py"), version, *session.posargs, env=env)
+    if not session.posargs:
+        session.run("pytest", "-q", str(package / "tests"), env=env)
+
+
+def sycl_runtime(session: nox.Session, release: str) -> Path:
+    """A folder with the headers and libraries of one release of intel-sycl-rt, made at first use."""
+    folder = ROOT / "build" / f"intel-sycl-rt-{release}"
+    if not (folder / "include" / "sycl" / "sycl.hpp").exists():
+        command = ["pip", "install", "--quiet", "--ignore-installed", "--prefix", str(folder)]
+        session.run("python", "-m", *command, f"intel-sycl-rt=={release}")
+    return folder
 
 
 @nox.session(default=False)

@@ -50,6 +50,9 @@ function(dsk_add_host_half version root library)
     PRIVATE DSK_SPIRV_FOLDER="${DSK_SPIRV_FOLDER}" DSK_TARGET="spirv64, libsycl ${version}"
             DSK_BUILD="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ${DSK_CLANG_VERSION}, ds-accel-xpu ${SKBUILD_PROJECT_VERSION}")
   dsk_use_sycl(${target} "${root}" "${library}")
+  # SYCL's headers are full of templates with default visibility, which must not meet those of torch.
+  file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/exports.map" "{ global: ds_kernel_descriptor; local: *; };\n")
+  target_link_options(${target} PRIVATE "-Wl,--version-script=${CMAKE_CURRENT_BINARY_DIR}/exports.map")
   install(TARGETS ${target} DESTINATION ds_accel_xpu/lib)
   if(DSK_CPU_QUEUE)
     add_library(dsk_xpu_cpu_queue${version} MODULE csrc/host/cpu_queue.cpp)

@@ -38,9 +38,9 @@ int32_t rotary(const void* arguments, const ds_exec* exec) {
   const int32_t status = check_indices(exec, a->positions, count, a->table_rows, kNoOther);
   if (status != DS_OK) return status;
   return launch<kernels::rotary>(exec, count, a->dtype, a->interleaved, a->inverse, a->batch, a->tokens, a->heads,
-                                 a->dim, a->half, a->table_rows, a->x_batch_stride, a->x_token_stride,
-                                 a->x_head_stride, a->y_batch_stride, a->y_token_stride, a->y_head_stride, a->x,
-                                 a->cos, a->sin, a->positions, a->y);
+                                 a->dim, a->half, a->table_rows, a->x_batch_stride, a->x_token_stride, a->x_head_stride,
+                                 a->y_batch_stride, a->y_token_stride, a->y_head_stride, a->x, a->cos, a->sin,
+                                 a->positions, a->y);
 }
 
 int32_t gated_activation(const void* arguments, const ds_exec* exec) {
@@ -102,8 +102,7 @@ int32_t cross_entropy_in_place(const void* arguments, const ds_exec* exec) {
   const int32_t refused = loss_refusal(a, exec);
   if (refused != DS_OK) return refused;
   return launch<kernels::cross_entropy_in_place>(exec, a->rows, a->dtype, a->label_smoothing, a->z_loss, a->factor,
-                                                 a->rows, a->columns, a->ignore_index, a->logits, a->target,
-                                                 a->losses);
+                                                 a->rows, a->columns, a->ignore_index, a->logits, a->target, a->losses);
 }
 
 }  // namespace dsk

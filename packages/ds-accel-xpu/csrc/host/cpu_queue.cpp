@@ -1,4 +1,5 @@
-// For tests: a queue on a CPU OpenCL device, so that the kernels run where there is no Intel GPU. Not in a release wheel.
+// For tests: a queue on a CPU OpenCL device, so that the kernels run where there is no Intel GPU. Not in a release
+// wheel.
 #include <cstdio>
 #include <exception>
 #include <sycl/sycl.hpp>

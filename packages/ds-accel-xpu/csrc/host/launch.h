@@ -9,7 +9,7 @@
 
 namespace dsk {
 
-constexpr int64_t kGroup = 256;            // work-items of a work-group; csrc/kernels/common.h says the same
+constexpr int64_t kGroup = 256;             // work-items of a work-group; csrc/kernels/common.h says the same
 constexpr int64_t kMostGroups = 64 * 1024;  // kernels stride over what is left
 
 // One argument of a kernel, as `kind` of table.h says.
@@ -59,10 +59,10 @@ struct Kernel {
 };
 
 namespace kernels {
-#define DSK_DECLARE(module_of, name_of, signature_of)          \
-  struct name_of {                                             \
-    static constexpr Kernel row = {#module_of, #name_of};      \
-    static constexpr const char* signature = signature_of;     \
+#define DSK_DECLARE(module_of, name_of, signature_of)      \
+  struct name_of {                                         \
+    static constexpr Kernel row = {#module_of, #name_of};  \
+    static constexpr const char* signature = signature_of; \
   };
 DSK_KERNELS(DSK_DECLARE)
 #undef DSK_DECLARE

@@ -51,9 +51,9 @@ int32_t rms_norm_backward(const void* arguments, const ds_exec* exec) {
   if (exec->workspace_bytes < rms_norm_backward_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
   const Tasks tasks = tasks_of(*a);
   auto* partial = static_cast<float*>(exec->workspace);
-  status = launch<kernels::norm_by_column>(exec, groups_for(tasks.count * a->columns), a->dtype, a->rows, a->columns,
-                                           tasks.count, tasks.rows_each, a->dy, a->x, nullptr, a->rstd, partial,
-                                           nullptr);
+  status =
+      launch<kernels::norm_by_column>(exec, groups_for(tasks.count * a->columns), a->dtype, a->rows, a->columns,
+                                      tasks.count, tasks.rows_each, a->dy, a->x, nullptr, a->rstd, partial, nullptr);
   if (status != DS_OK) return status;
   status = launch<kernels::add_tasks>(exec, groups_for(a->columns), a->weight_dtype, a->columns, tasks.count, partial,
                                       a->dweight);

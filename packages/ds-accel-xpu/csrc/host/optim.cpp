@@ -33,8 +33,8 @@ int32_t adagrad(const void* arguments, const ds_exec* exec) {
   const int32_t refused = refusal(a, exec, a->state_dtype);
   if (refused != DS_OK) return refused;
   return launch<kernels::adagrad>(exec, groups_for(a->numel), a->param_dtype, a->grad_dtype, a->state_dtype,
-                                  a->copy_dtype, a->numel, a->param, a->grad, a->state_sum, a->copy_out,
-                                  a->grad_factor, a->weight_decay, a->eps, a->negative_step_size,
+                                  a->copy_dtype, a->numel, a->param, a->grad, a->state_sum, a->copy_out, a->grad_factor,
+                                  a->weight_decay, a->eps, a->negative_step_size,
                                   static_cast<int32_t>(a->rounding_seed >= 0), rounding_keys(a->rounding_seed, 0),
                                   rounding_keys(a->rounding_seed, 1), a->rounding_offset);
 }
@@ -43,9 +43,9 @@ int32_t lion(const void* arguments, const ds_exec* exec) {
   const auto* a = static_cast<const ds_lion_args*>(arguments);
   const int32_t refused = refusal(a, exec, a->state_dtype);
   if (refused != DS_OK) return refused;
-  return launch<kernels::lion>(exec, groups_for(a->numel), a->param_dtype, a->grad_dtype, a->state_dtype,
-                               a->copy_dtype, a->numel, a->param, a->grad, a->exp_avg, a->copy_out, a->grad_factor,
-                               a->decay, a->beta1, a->weight1, a->beta2, a->weight2, a->negative_lr,
+  return launch<kernels::lion>(exec, groups_for(a->numel), a->param_dtype, a->grad_dtype, a->state_dtype, a->copy_dtype,
+                               a->numel, a->param, a->grad, a->exp_avg, a->copy_out, a->grad_factor, a->decay, a->beta1,
+                               a->weight1, a->beta2, a->weight2, a->negative_lr,
                                static_cast<int32_t>(a->rounding_seed >= 0), rounding_keys(a->rounding_seed, 0),
                                rounding_keys(a->rounding_seed, 1), a->rounding_offset);
 }

@@ -67,7 +67,7 @@ int32_t linear_weight_only(const void* arguments, const ds_exec* exec) {
   const auto* a = static_cast<const ds_linear_args*>(arguments);
   if (!usable(exec) || a->struct_size < sizeof(*a)) return DS_BAD_ARGUMENT;
   if (a->rows < 0 || a->inputs < 1 || a->outputs < 0 || a->group_size < 1) return DS_BAD_ARGUMENT;
-  const int32_t float_bits = a->format == DS_FORMAT_E4M3FN || a->format == DS_FORMAT_E5M2   ? 8
+  const int32_t float_bits = a->format == DS_FORMAT_E4M3FN || a->format == DS_FORMAT_E5M2 ? 8
                              : a->format == DS_FORMAT_E3M2 || a->format == DS_FORMAT_E2M3 ? 6
                              : a->format == DS_FORMAT_E2M1                                ? 4
                                                                                           : 0;
@@ -75,8 +75,8 @@ int32_t linear_weight_only(const void* arguments, const ds_exec* exec) {
   if (a->group_size < a->inputs && a->group_size % 8 != 0) return DS_BAD_ARGUMENT;
   if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
   return launch<kernels::linear_weight_only>(exec, ceil_div(a->outputs, kOutputs) * ceil_div(a->rows, kRows), a->dtype,
-                                             a->bits, a->format, a->rows, a->inputs, a->outputs, a->group_size, a->x, a->codes,
-                                             a->scales, a->zeros, a->bias, a->y);
+                                             a->bits, a->format, a->rows, a->inputs, a->outputs, a->group_size, a->x,
+                                             a->codes, a->scales, a->zeros, a->bias, a->y);
 }
 
 }  // namespace dsk

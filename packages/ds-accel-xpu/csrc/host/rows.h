@@ -3,8 +3,9 @@
 
 #include "launch.h"
 
-// An op's name in ds-core, its function, and its workspace or nullptr. Several names may be one kernel: a call that adds
-// a residual has one more input, and in place, or of halves of one tensor, means other addresses and strides.
+// An op's name in ds-core, its function, and its workspace or nullptr. Several names may be one kernel: a call that
+// adds a residual has one more input, and in place, or of halves of one tensor, means other addresses and strides.
+// clang-format off
 #define DSK_OPS(row)                                                                             \
   row("adam_", adam, nullptr)                                                                    \
   row("adagrad_", adagrad, nullptr)                                                              \
@@ -39,6 +40,7 @@
   row("combine_rows", combine_rows, nullptr)                                                     \
   row("combine_rows_backward", combine_rows_backward, combine_rows_backward_workspace)           \
   row("linear_weight_only", linear_weight_only, nullptr)
+// clang-format on
 
 namespace dsk {
 

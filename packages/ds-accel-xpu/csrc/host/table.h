@@ -3,6 +3,7 @@
 // compiled; a test compares them with the SPIR-V.
 #pragma once
 
+// clang-format off
 #define DSK_KERNELS(row)                                             \
   row(optim, adam, "iiiiiilppppppffffffffillll")                     \
   row(optim, adagrad, "iiiilpppppfffilll")                           \
@@ -35,3 +36,4 @@
   row(tokens, combine_rows, "iillllpppp")                            \
   row(tokens, combine_rows_weights, "iillllpppp")                    \
   row(matmul, linear_weight_only, "iiillllpppppp")
+// clang-format on

@@ -26,9 +26,7 @@ struct Sources {
   int64_t* entries;
 
   Sources(void* workspace, int64_t runs, int64_t length, int64_t rows)
-      : starts(static_cast<int64_t*>(workspace)),
-        ranks(starts + runs * rows + runs),
-        entries(ranks + runs * length) {}
+      : starts(static_cast<int64_t*>(workspace)), ranks(starts + runs * rows + runs), entries(ranks + runs * length) {}
 
   static uint64_t bytes(int64_t runs, int64_t length, int64_t rows) {
     const int64_t count = runs * rows + runs + 2 * runs * length;
@@ -86,9 +84,9 @@ int32_t scatter_rows_backward(const void* arguments, const ds_exec* exec) {
   if (!is_float(a->dtype) || !is_float(a->weight_dtype)) return DS_UNSUPPORTED_DTYPE;
   status = check_indices(exec, a->index, a->batch * a->taken, a->rows, kNoOther);
   if (status != DS_OK) return status;
-  return launch<kernels::scatter_rows_backward>(exec, a->batch * a->taken, a->dtype, a->weight_dtype, a->batch,
-                                                a->rows, a->taken, a->columns, a->dy, a->x, a->index, a->weights,
-                                                a->dx, a->dweights);
+  return launch<kernels::scatter_rows_backward>(exec, a->batch * a->taken, a->dtype, a->weight_dtype, a->batch, a->rows,
+                                                a->taken, a->columns, a->dy, a->x, a->index, a->weights, a->dx,
+                                                a->dweights);
 }
 
 int32_t combine_rows(const void* arguments, const ds_exec* exec) {

@@ -75,28 +75,28 @@ static inline float e8m0_to_float(uint code) {
   return as_float(code == 0u ? 0x00400000u : code << 23);
 }
 
-#define DSK_FOR_FORMAT(format, call)   \
-  switch (format) {                    \
-    case 1:                            \
-      call(Int8);                      \
-      break;                           \
-    case 2:                            \
-      call(Int4);                      \
-      break;                           \
-    case 3:                            \
-      call(E4M3);                      \
-      break;                           \
-    case 4:                            \
-      call(E5M2);                      \
-      break;                           \
-    case 5:                            \
-      call(E3M2);                      \
-      break;                           \
-    case 6:                            \
-      call(E2M3);                      \
-      break;                           \
-    default:                           \
-      call(E2M1);                      \
+#define DSK_FOR_FORMAT(format, call) \
+  switch (format) {                  \
+    case 1:                          \
+      call(Int8);                    \
+      break;                         \
+    case 2:                          \
+      call(Int4);                    \
+      break;                         \
+    case 3:                          \
+      call(E4M3);                    \
+      break;                         \
+    case 4:                          \
+      call(E5M2);                    \
+      break;                         \
+    case 5:                          \
+      call(E3M2);                    \
+      break;                         \
+    case 6:                          \
+      call(E2M3);                    \
+      break;                         \
+    default:                         \
+      call(E2M1);                    \
   }
 
 #endif

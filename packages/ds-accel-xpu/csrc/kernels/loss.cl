@@ -11,8 +11,8 @@ struct RowLoss {
   float lse;
 };
 
-static inline RowLoss row_loss(int dtype, float smoothing, float z, long columns, Source logits, long first, long target,
-                        local float* scratch) {
+static inline RowLoss row_loss(int dtype, float smoothing, float z, long columns, Source logits, long first,
+                               long target, local float* scratch) {
   float largest = -INFINITY;
   float sum = 0.0f;
   float total = 0.0f;
@@ -39,8 +39,8 @@ static inline RowLoss row_loss(int dtype, float smoothing, float z, long columns
   return {loss, lse};
 }
 
-static inline void row_gradient(int dtype, float smoothing, float z, long columns, float dloss, Source logits, long first,
-                         long target, float lse, Target dlogits) {
+static inline void row_gradient(int dtype, float smoothing, float z, long columns, float dloss, Source logits,
+                                long first, long target, float lse, Target dlogits) {
   const float slope = dloss * (1.0f + 2.0f * z * lse);
   const float even = dloss * divide(smoothing, (float)columns);
   for (long j = (long)get_local_id(0); j < columns; j += kGroup) {

@@ -15,7 +15,8 @@
 // Codes of kStep inputs of one output, of which the first is a multiple of kStep.
 static inline void read_codes(int bits, const global uint* words, long output, long input, uint* codes) {
   if (bits == 8) {
-    for (int k = 0; k < kStep; ++k) codes[k] = (words[(input / 4 + k / 4) * kOutputs + output] >> (8 * (k % 4))) & 0xffu;
+    for (int k = 0; k < kStep; ++k)
+      codes[k] = (words[(input / 4 + k / 4) * kOutputs + output] >> (8 * (k % 4))) & 0xffu;
   } else if (bits == 4) {
     const uint word = words[input / 8 * kOutputs + output];
     for (int k = 0; k < kStep; ++k) codes[k] = (word >> (8 * (k % 4) + 4 * (k / 4))) & 0xfu;

@@ -12,8 +12,8 @@ static inline float first_read(int dtype, Source x, Source residual, Target tota
 }
 
 kernel void rms_norm_forward(int dtype, int weight_dtype, float eps, long rows, long columns, const global void* x,
-                             const global void* weight, global void* y, global float* rstd,
-                             const global void* residual, global void* total) {
+                             const global void* weight, global void* y, global float* rstd, const global void* residual,
+                             global void* total) {
   local float scratch[kGroup];
   for (long row = (long)get_group_id(0); row < rows; row += (long)get_num_groups(0)) {
     const long end = (row + 1) * columns;
@@ -53,9 +53,8 @@ kernel void rms_norm_backward(int dtype, int weight_dtype, long rows, long colum
 }
 
 kernel void layer_norm_forward(int dtype, int weight_dtype, float eps, long rows, long columns, const global void* x,
-                               const global void* weight, const global void* bias, global void* y,
-                               global float* mean, global float* rstd, const global void* residual,
-                               global void* total) {
+                               const global void* weight, const global void* bias, global void* y, global float* mean,
+                               global float* rstd, const global void* residual, global void* total) {
   local float scratch[kGroup];
   for (long row = (long)get_group_id(0); row < rows; row += (long)get_num_groups(0)) {
     const long first = row * columns;

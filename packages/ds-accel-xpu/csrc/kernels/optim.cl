@@ -1,4 +1,5 @@
-// adam_, adagrad_, lion_ and sgd_: one pass over memory each. The order of operations is the one ds_kernel/optim.h states.
+// adam_, adagrad_, lion_ and sgd_: one pass over memory each. The order of operations is the one ds_kernel/optim.h
+// states.
 #include "exact.h"
 #include "rounding.h"
 
@@ -9,9 +10,9 @@ static inline void copy_out_of(int param_dtype, Source param, long i, float p, i
 }
 
 kernel void adam(int param_dtype, int grad_dtype, int state_dtype, int copy_dtype, int adamw, int small_weight,
-                 long numel, global void* param, const global void* grad, global void* exp_avg,
-                 global void* exp_avg_sq, global void* copy_out, const global float* grad_factor, float lerp_weight,
-                 float beta2, float square_weight, float decay, float weight_decay, float eps, float correction2_sqrt,
+                 long numel, global void* param, const global void* grad, global void* exp_avg, global void* exp_avg_sq,
+                 global void* copy_out, const global float* grad_factor, float lerp_weight, float beta2,
+                 float square_weight, float decay, float weight_decay, float eps, float correction2_sqrt,
                  float negative_step_size, int by_chance, ulong param_keys, ulong avg_keys, ulong sq_keys,
                  ulong offset) {
   const float factor = grad_factor != 0 ? grad_factor[0] : 1.0f;
@@ -52,9 +53,9 @@ kernel void adagrad(int param_dtype, int grad_dtype, int state_dtype, int copy_d
 }
 
 kernel void lion(int param_dtype, int grad_dtype, int state_dtype, int copy_dtype, long numel, global void* param,
-                 const global void* grad, global void* exp_avg, global void* copy_out,
-                 const global float* grad_factor, float decay, float beta1, float weight1, float beta2, float weight2,
-                 float negative_lr, int by_chance, ulong param_keys, ulong avg_keys, ulong offset) {
+                 const global void* grad, global void* exp_avg, global void* copy_out, const global float* grad_factor,
+                 float decay, float beta1, float weight1, float beta2, float weight2, float negative_lr, int by_chance,
+                 ulong param_keys, ulong avg_keys, ulong offset) {
   const float factor = grad_factor != 0 ? grad_factor[0] : 1.0f;
   for (long i = item(); i < numel; i += items()) {
     float p = load(param_dtype, param, i);

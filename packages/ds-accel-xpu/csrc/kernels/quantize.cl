@@ -22,7 +22,7 @@ static inline float of_order_key(int key) { return as_float((uint)key ^ ((uint)(
 // What a group's largest magnitude, least and greatest value say of its scale; `write` puts it into the tensors.
 template <class Format>
 static inline Scale scale_of(uint magnitude, int low_key, int high_key, int scaling, Target scales, global char* zeros,
-                      long group, bool write) {
+                             long group, bool write) {
   const bool finite = magnitude < 0x7f800000u;
   Scale s = {divide(as_float(magnitude), Format::largest()), 0, 0, finite};
   if (scaling == kPowerOfTwo) {
@@ -54,8 +54,8 @@ static inline Scale scale_of(uint magnitude, int low_key, int high_key, int scal
 
 // The codes [i, i + per_unit) of a group that ends at `count`; those beyond are 0.
 template <class Format>
-static inline uint unit_of(int dtype, Source x, long start, long i, long count, const Scale s, bool by_chance, ulong keys,
-                    ulong offset) {
+static inline uint unit_of(int dtype, Source x, long start, long i, long count, const Scale s, bool by_chance,
+                           ulong keys, ulong offset) {
   const int per_unit = Format::kBits == 8 ? 1 : Format::kBits == 4 ? 2 : 4;
   uint word = 0u;
   for (int k = 0; k < per_unit && i + k < count; ++k) {
@@ -72,7 +72,7 @@ static inline uint unit_of(int dtype, Source x, long start, long i, long count, 
 
 template <class Format>
 static inline void write_codes(int dtype, Source x, long start, long count, const Scale s, bool by_chance, ulong keys,
-                        ulong offset, global uchar* q, uint lane, uint lanes) {
+                               ulong offset, global uchar* q, uint lane, uint lanes) {
   const int per_unit = Format::kBits == 8 ? 1 : Format::kBits == 4 ? 2 : 4;
   const int bytes = Format::kBits == 6 ? 3 : 1;
   for (long i = (long)lane * per_unit; i < count; i += (long)lanes * per_unit) {
@@ -122,9 +122,9 @@ kernel void quantize(int dtype, int format, int scaling, int lanes, long numel, 
     low = lows[here - lane];
     high = highs[here - lane];
     if (group >= groups) continue;
-#define DSK_WRITE(Format)                                                                                           \
-  write_codes<Format>(dtype, x, start, count,                                                                       \
-                      scale_of<Format>(magnitude, low, high, scaling, scales, zeros, group, lane == 0u),            \
+#define DSK_WRITE(Format)                                                                                \
+  write_codes<Format>(dtype, x, start, count,                                                            \
+                      scale_of<Format>(magnitude, low, high, scaling, scales, zeros, group, lane == 0u), \
                       by_chance != 0, keys, offset, q, lane, (uint)lanes)
     DSK_FOR_FORMAT(format, DSK_WRITE)
   }
@@ -132,7 +132,7 @@ kernel void quantize(int dtype, int format, int scaling, int lanes, long numel, 
 
 template <class Format>
 static inline void read_codes(int dtype, int scaling, long numel, long group_size, const global uchar* q, Source scales,
-                       const global char* zeros, Target x) {
+                              const global char* zeros, Target x) {
   const int per_unit = Format::kBits == 8 ? 1 : Format::kBits == 4 ? 2 : 4;
   const int bytes = Format::kBits == 6 ? 3 : 1;
   const uint mask = (1u << Format::kBits) - 1u;

@@ -10,8 +10,8 @@ static inline float seen_value(int dtype, Source x, long i, float scale, int mas
 
 kernel void softmax_forward(int dtype, int mask_dtype, int causal, long rows, long middle, long queries, long keys,
                             long mask_outer_stride, long mask_middle_stride, long mask_query_stride,
-                            const global void* x, const global void* mask, const global long* lengths,
-                            global void* y, float scale) {
+                            const global void* x, const global void* mask, const global long* lengths, global void* y,
+                            float scale) {
   local float scratch[kGroup];
   for (long row = (long)get_group_id(0); row < rows; row += (long)get_num_groups(0)) {
     const long query = row % queries;

@@ -1,8 +1,9 @@
 // sum_of_squares in float64, on devices with and without float64: sums are made of integer operations.
 //
 // Squares of float32 are exact in float64, never subnormal and never negative, so all that is needed is the sum of two
-// numbers that are not negative, rounded to nearest even. The order is fixed: a work-group sums kPerGroup elements, each
-// of its items every kGroup-th, items are added pairwise, and a last work-group does the same with the partial sums.
+// numbers that are not negative, rounded to nearest even. The order is fixed: a work-group sums kPerGroup elements,
+// each of its items every kGroup-th, items are added pairwise, and a last work-group does the same with the partial
+// sums.
 #include "common.h"
 
 #define kPerGroup 16384 /* csrc/host/sums.cpp says the same */

@@ -169,8 +169,7 @@ kernel void scatter_rows_backward(int dtype, int weight_dtype, long batch, long 
 }
 
 kernel void combine_rows(int dtype, int weight_dtype, long rows, long tokens, long slots, long columns,
-                         const global void* x, const global long* index, const global void* weights,
-                         global void* y) {
+                         const global void* x, const global long* index, const global void* weights, global void* y) {
   for (long token = (long)get_group_id(0); token < tokens; token += (long)get_num_groups(0)) {
     for (long j = (long)get_local_id(0); j < columns; j += kGroup) {
       float sum = 0.0f;
