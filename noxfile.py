@@ -40,8 +40,8 @@ XPU_RUNTIMES = {"8": "2025.3.2", "9": "2026.2.0"}  # libsycl to the release of i
 SANITIZED_LEVELS = ("x86_64_v2", "x86_64_v4_bf16")  # both ends of what is in the sources; each takes minutes to build
 SANITIZED_TESTS = ("test_cpu_pool.py", "test_uring_engine.py")  # of ds-accel-cpu: what else has C++ of its own
 
-QUICK_BUILD = ("cmake.define.DSK_CUDA_ARCHITECTURES=75;90",)  # not for all GPUs that a release serves
-TEST_BUILD = (*QUICK_BUILD, "cmake.define.DSK_EMULATE_SANITIZED=ON")
+TEST_BUILD = ("cmake.define.DSK_EMULATE_SANITIZED=ON",)
+RELEASE_BUILD = ("cmake.define.DSK_CUDA_ARCHITECTURES=release",)
 
 QUIET_ENV = {
     "GLOO_SOCKET_IFNAME": "lo",
@@ -154,7 +154,7 @@ def install_wheels(
     dists: Sequence[str],
     *extra: str,
     constraints: Path = CONSTRAINTS,
-    settings: Sequence[str] = QUICK_BUILD,
+    settings: Sequence[str] = (),
 ) -> None:
     """Build the packages and put exactly those wheels, and no older ones, in the session's environment."""
     install(session, *third_party(dists), *extra, constraints=constraints)
@@ -437,12 +437,13 @@ def peers_python(session: nox.Session) -> Path:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Source distributions of every package, and wheels built from those, in ``dist/``."""
+    """Source distributions of every package, and wheels built from those, in ``dist/``; GPU kernels for all GPUs."""
     install(session, "build", *build_requirements(PACKAGES))
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for name in build_order(PACKAGES):
-        command = ["build", "--no-isolation", "--skip-dependency-check", "--outdir", str(dist), str(PACKAGES[name])]
-        session.run("python", "-m", *command)
+        command = ["build", "--no-isolation", "--skip-dependency-check", "--outdir", str(dist)]
+        command += [f"--config-setting={setting}" for setting in RELEASE_BUILD if is_native(name)]
+        session.run("python", "-m", *command, str(PACKAGES[name]))
         (wheel,) = dist.glob(f"{name.replace('-', '_')}-*.whl")
         session.install("-c", str(CONSTRAINTS), "--no-deps", "--force-reinstall", str(wheel))
