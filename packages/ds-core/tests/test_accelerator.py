@@ -348,10 +348,10 @@ def test_the_host_is_one_device_and_copies_nothing() -> None:
 def test_host_events_measure_between_two_moments() -> None:
     first, second = HostEvent(), HostEvent()
     with pytest.raises(AcceleratorError, match="needs two recorded events"):
-        first.elapsed_ms(second)
+        first.elapsed_time(second)
     first.record()
     second.record()
-    assert first.elapsed_ms(second) >= 0
+    assert first.elapsed_time(second) >= 0
 
 
 # ---- one choice per job

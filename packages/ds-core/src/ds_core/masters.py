@@ -129,7 +129,7 @@ def parameter_pieces(
                 whole = part.numel == slot.numel
                 values, separate, is_near = _place(flat, home._replace(span=part), master_dtype, placement)
                 # A sharded parameter is a stand-in, even where this rank's shard has all of it.
-                if whole and not separate and parameter.data_ptr() == values.data_ptr():
+                if whole and not separate and flat.values.is_shown(index):
                     master = parameter
                 else:
                     master = torch.nn.Parameter(values.view(slot.shape) if whole else values, requires_grad=True)

@@ -2,6 +2,12 @@
 
 A parameter whose values are sharded away keeps its shape, dtype and device, so code that asks for them works. Writing
 into it in place is refused by torch, for all its elements are one; reading it gives NaN, never stale numbers.
+
+Note [Tensors made of tensors]
+    The tensors of a device written in Python alone are a subclass of torch's: what they hold is not in a storage but in
+    attributes, which ``__tensor_flatten__`` names. ``parameter.data = value`` then takes the shape and leaves the
+    values behind. Whoever gives a parameter other data does so through `show` or `assign`, which take the attributes
+    along. Such tensors have no address either, so `is_same_memory` is the question, and not ``data_ptr``.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["assign", "is_placeholder", "move", "placeholder"]
+__all__ = ["assign", "is_placeholder", "is_same_memory", "move", "placeholder", "show"]
 
 
 def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -41,10 +47,34 @@ def move(
 def assign(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Gives `parameter` other data, on whatever device; the Parameter object stays the same.
 
+    See Note [Tensors made of tensors].
+
     torch takes ``parameter.data = value`` only where both have one kind of tensor inside, which a CPU tensor and one of
     an out-of-tree device do not; there the insides are exchanged.
     """
     if torch._has_compatible_shallow_copy_type(parameter.data, value):
-        parameter.data = value
+        show(parameter, value)
+        return
+    other = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+    if type(other) is type(parameter):
+        torch._C._swap_tensor_impl(parameter, other)
     else:
-        torch._C._swap_tensor_impl(parameter, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
+        torch.utils.swap_tensors(parameter, other)
+
+
+def show(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Makes `tensor` show `value`, of its own device; see Note [Tensors made of tensors]."""
+    tensor.data = value
+    if type(value) not in _PLAIN:
+        names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
+        for name in names:
+            setattr(tensor, name, getattr(value, name))
+
+
+def is_same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors begin at one address; False where they have none."""
+    address = left.data_ptr()
+    return address != 0 and address == right.data_ptr() and left.device == right.device
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -17,7 +17,7 @@ import torch
 from ds_core import buffers
 from ds_core.errors import ModelError
 from ds_core.layout import Range
-from ds_core.placeholder import is_placeholder
+from ds_core.placeholder import is_placeholder, is_same_memory, show
 
 if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
@@ -60,8 +60,12 @@ class Values(abc.ABC):
     def put(self, span: Range, values: torch.Tensor) -> None:
         """Replaces the values of `span` by 1-D `values`, of any dtype and device."""
         here = self.of(span)
-        if here.data_ptr() != values.data_ptr() or here.device != values.device:
+        if not is_same_memory(here, values):
             here.copy_(values.to(here.dtype))  # rounded where they are, so that a link carries the smaller ones
+
+    @abc.abstractmethod
+    def is_shown(self, place: int) -> bool:
+        """Whether the parameter at `place` is, at all times, a view of its values here."""
 
     @abc.abstractmethod
     def fill(self, source: Source) -> None:
@@ -91,6 +95,10 @@ class WholeValues(Values):
         """See `Values.of`."""
         return self.tensor[span.start : span.stop]
 
+    def is_shown(self, place: int) -> bool:
+        """Always."""
+        return True
+
     def held(self) -> tuple[Range, ...]:
         """Everything."""
         return self._flat.layout.whole()
@@ -107,7 +115,7 @@ class WholeValues(Values):
                 self.tensor[end : slot.start].zero_()
                 view = self.tensor[slot.start : slot.stop].view(slot.shape)
                 view.copy_(source(parameter))
-                parameter.data = view
+                show(parameter, view)
                 end = slot.stop
             self.tensor[end:].zero_()
 

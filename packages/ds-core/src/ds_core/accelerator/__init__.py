@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ds_core.accelerator.abilities import computes_in
 from ds_core.accelerator.agreement import agree
-from ds_core.accelerator.contract import Accelerator, Capability, HostEvent, MemorySnapshot
+from ds_core.accelerator.contract import Accelerator, Capability, MemorySnapshot
 from ds_core.accelerator.host import HostAccelerator
+from ds_core.accelerator.host_event import HostEvent
 from ds_core.accelerator.host_half import host_half
 from ds_core.accelerator.probing import Candidate, candidates
-from ds_core.accelerator.selection import Selection, choose, select
+from ds_core.accelerator.selection import Selection, choose, current, in_use, select
 
 __all__ = [
     "Accelerator",
@@ -20,6 +22,9 @@ __all__ = [
     "agree",
     "candidates",
     "choose",
+    "computes_in",
+    "current",
     "host_half",
+    "in_use",
     "select",
 ]

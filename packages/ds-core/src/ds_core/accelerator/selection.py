@@ -15,9 +15,11 @@ from ds_core.errors import AcceleratorError
 from ds_core.plugins import PluginManager, PluginState, load_ref
 from ds_core.plugins import manager as process_manager
 
-__all__ = ["Selection", "choose", "instantiate", "select"]
+__all__ = ["Selection", "choose", "current", "in_use", "instantiate", "select"]
 
 logger = logging.getLogger(__name__)
+
+_IN_USE = "accelerator in use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,21 @@ def select(
     made: dict[str, Accelerator] = manager.memo.setdefault("accelerators made", {})
     if chosen.id not in made:
         made[chosen.id] = _make(chosen)
+    manager.memo[_IN_USE] = made[chosen.id]
     return made[chosen.id]
+
+
+def current(manager: PluginManager | None = None) -> Accelerator:
+    """The accelerator this process uses: what `select` gave last, else what it gives now."""
+    found = in_use(manager)
+    return select(manager=manager) if found is None else found
+
+
+def in_use(manager: PluginManager | None = None) -> Accelerator | None:
+    """What `select` gave last in this process, None before it was called."""
+    manager = process_manager() if manager is None else manager
+    found: Accelerator | None = manager.memo.get(_IN_USE)
+    return found
 
 
 def choose(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ds_core.accelerator import in_use
 from ds_core.aio.contract import ALIGNMENT, Handle
 from ds_core.aio.make import host_io
 from ds_core.aio.memory import aligned_empty, byte_view, round_up
@@ -192,7 +193,8 @@ class AioHandle:
         for address, held in self._locked.items():
             if address <= start and end <= address + held.numel() * held.element_size():
                 return True
-        return tensor.is_pinned()
+        accelerator = in_use()
+        return accelerator is not None and accelerator.is_pinned(tensor)
 
     def _begin(self, transfer: _Pending, is_async: bool) -> int:
         begin = self._io.write if transfer.writes else self._io.read

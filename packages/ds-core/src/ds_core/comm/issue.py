@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ds_core.accelerator import in_use
 from ds_core.comm.counter import current_scope
 from ds_core.comm.failure import failure
 from ds_core.comm.state import GroupFacts, comms_logger, counter
@@ -156,8 +157,9 @@ def _finisher(name: str, payload: int, sent: int, started: float) -> Callable[[]
 
 
 def _settle() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    accelerator = in_use()
+    if accelerator is not None:
+        accelerator.synchronize()
 
 
 def _log_name(op: str, measure: Measure) -> str:

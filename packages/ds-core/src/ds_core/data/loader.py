@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as collate_by_default
 
+from ds_core.accelerator import Capability, current
 from ds_core.data.order import GlobalBatches, epoch_order, epoch_seed, rank_indices
 from ds_core.data.state import Position, check_state
 from ds_core.data.stream import RankStream
@@ -63,7 +64,7 @@ class DistributedLoader:
         data_sampler: indices of this rank, instead of the plan made here.
         collate_fn: makes a batch of a list of samples; torch's default when None.
         num_local_io_workers: worker processes; 0 or None loads in this one.
-        pin_memory: page-lock the batches, where there is an accelerator to copy them to.
+        pin_memory: page-lock the batches, where the accelerator can.
         drop_last: leave out a short last batch instead of padding it.
 
     Raises:
@@ -201,7 +202,7 @@ class DistributedLoader:
         generator = torch.Generator().manual_seed(epoch_seed(epoch_seed(self.seed, epoch), self.rank))
         options: dict[str, Any] = {
             "num_workers": self.workers,
-            "pin_memory": self.pin_memory and torch.accelerator.is_available(),
+            "pin_memory": self.pin_memory and current().has(Capability.PINNED_MEMORY),
             "generator": generator,
             "worker_init_fn": ignore_watched_signals,
         }

@@ -1,4 +1,10 @@
-"""Running an op at once, without torch's dispatcher, when nothing is looking on."""
+"""Running an op at once, without torch's dispatcher, when nothing is looking on.
+
+Note [Devices written in Python]
+    A device may be a subclass of torch's tensors, which sees every op before a kernel of ours does and knows torch's
+    own ops only. To a tensor of the type that its device makes nothing is looking on: it is plain, and where an op
+    still has to go through ``torch.ops``, for a derivative, our kernel is put before what the subclass does.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,30 @@ from ds_core.ops.registry import resolve
 __all__ = ["is_plain", "run"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_INTREE = ("cpu", "meta")
+
+
+_own: dict[str, type] = {}
+"""By device type, the type its tensors are made as; see Note [Devices written in Python]."""
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether an op may run at once; else (tracing, compiling, tensor subclasses) it must go through ``torch.ops``."""
-    return type(tensor) in _PLAIN and not torch.compiler.is_compiling()
+    kind = type(tensor)
+    return (kind in _PLAIN or _is_own(kind, tensor.device)) and not torch.compiler.is_compiling()
+
+
+def _is_own(kind: type, device: torch.device) -> bool:
+    # See Note [Devices written in Python]. A mode would make tensors of its own type.
+    if device.type in _INTREE or torch._C._len_torch_dispatch_stack():
+        return False
+    if device.type not in _own:
+        own = _own[device.type] = type(torch.empty(0, device=device))
+        if own not in _PLAIN:
+            from ds_core.ops.library import serve
+
+            serve(own)
+    return kind is _own[device.type]
 
 
 def run(definition: OpDefinition, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from ds_core.ops.definition import OpDefinition
 from ds_core.ops.dispatch import run
 from ds_core.ops.table import OPS
 
-__all__ = ["LIBRARY"]
+__all__ = ["LIBRARY", "serve"]
 
 LIBRARY = torch.library.Library("ds", "FRAGMENT")
 """Owns the registrations; they last as long as it."""
@@ -41,6 +41,19 @@ def _register(definition: OpDefinition) -> None:
         torch.library.register_autograd(
             qualified, definition.autograd.backward, setup_context=definition.autograd.setup_context, lib=LIBRARY
         )
+
+
+def serve(kind: type) -> None:
+    """Runs every op on tensors of subclass `kind` as on others; see Note [Devices written in Python]."""
+    for each in OPS.values():
+        torch.library.register_torch_dispatch(f"ds::{each.name}", kind, _rule(each.definition()), lib=LIBRARY)
+
+
+def _rule(definition: OpDefinition) -> Callable[..., Any]:
+    def rule(kind: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(definition, *args, **(kwargs or {}))
+
+    return rule
 
 
 for _op in OPS.values():

@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from ds_core.accelerator import computes_in
 from ds_core.errors import ModelError
 
 __all__ = ["COEFFICIENTS", "Method", "batches", "best_dtype", "orthogonalize"]
@@ -33,7 +34,7 @@ BATCH_NUMEL = 1 << 25
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where matrices of it are multiplied natively, else float32; see Note [Which products]."""
     if device.type != "cpu":
-        return torch.bfloat16
+        return torch.bfloat16 if computes_in(device, torch.bfloat16) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 

@@ -17,6 +17,7 @@ import torch
 from ds_core.errors import ConfigError, EngineError, OpError
 from ds_core.optim.flat import FlatUpdate
 from ds_core.optim.journal import Journal
+from ds_core.placeholder import is_same_memory
 
 __all__ = ["Allowed", "FlatOpOptimizer", "FlatStep", "OpOptimizer", "not_negative", "seed_of"]
 
@@ -173,7 +174,7 @@ class OpOptimizer(torch.optim.Optimizer, abc.ABC):
         dense = values.contiguous().view(-1)
         states = {key: state[key].view(-1) for key in self.state_names()}
         self.run(FlatStep(dense, grad.detach().contiguous().view(-1), states, None, int(state["step"]), hyper))
-        if dense.data_ptr() != values.data_ptr():
+        if not is_same_memory(dense, values):
             values.copy_(dense.view(values.shape))
 
     @torch.no_grad()

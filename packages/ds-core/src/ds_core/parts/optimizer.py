@@ -18,7 +18,7 @@ from ds_core.optim.precision import implied
 from ds_core.part import Part, Update
 from ds_core.parts.optimizer_load import check_optimizer, load_optimizer, refine
 from ds_core.parts.optimizer_state import plan_optimizer
-from ds_core.placeholder import placeholder
+from ds_core.placeholder import is_same_memory, placeholder
 from ds_core.placement import Placement
 from ds_core.state import StatePlan, StateReader
 
@@ -221,7 +221,7 @@ class OptimizerStep(Part):
             gradient = gradient.to(device=piece.master.device, dtype=piece.master.dtype)
             if update.grad_factor != 1.0 and id(piece.flat) not in scaled:
                 gradient.mul_(update.grad_factor)
-            if piece.master.grad is None or piece.master.grad.data_ptr() != gradient.data_ptr():
+            if piece.master.grad is None or not is_same_memory(piece.master.grad, gradient):
                 piece.master.grad = gradient
         self.optimizer.step()
         for piece in pieces:

@@ -76,6 +76,14 @@ class Precision(Part):
         autocast = config["torch_autocast"]
         if autocast.enabled:
             dtype = parse_dtype(autocast.dtype, "torch_autocast.dtype") or torch.bfloat16
+            able = build.accelerator.autocast_dtypes()
+            if dtype not in able:
+                names = ", ".join(sorted(str(each).removeprefix("torch.") for each in able))
+                raise ConfigError(
+                    f"torch_autocast.dtype is {str(dtype).removeprefix('torch.')}, and accelerator "
+                    f"{build.accelerator.name!r} autocasts to {names or 'nothing'}; "
+                    + (f"set it to one of {names}" if able else "set torch_autocast.enabled to false, or bf16.enabled")
+                )
             self._autocast = (build.accelerator.device_type, dtype)
             _reduce_low(build, dtype, set(autocast.lower_precision_safe_modules))
         wire = parse_dtype(config.training.communication_data_type, "communication_data_type")

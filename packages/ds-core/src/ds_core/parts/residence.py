@@ -24,7 +24,7 @@ import torch
 
 from ds_core.errors import EngineError, did_you_mean
 from ds_core.part import Part, overrides
-from ds_core.placeholder import is_placeholder, placeholder
+from ds_core.placeholder import is_placeholder, placeholder, show
 from ds_core.placement import Placement
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Residence(Part):
         away = _Away(kind, copy, whole.device, [])
         for tensor in tensors:
             away.views.append((tensor, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()))
-            tensor.data = placeholder(tensor.shape, tensor.dtype, tensor.device)
+            show(tensor, placeholder(tensor.shape, tensor.dtype, tensor.device))
         return away
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class Residence(Part):
             away = self._away.pop()
             whole = away.copy.to(away.device, non_blocking=non_blocking)
             for tensor, dtype, shape, stride, offset in away.views:
-                tensor.data = whole.view(dtype).as_strided(shape, stride, offset)
+                show(tensor, whole.view(dtype).as_strided(shape, stride, offset))
         if self._refusal is not None:
             self._refusal.remove()
             self._refusal = None

@@ -21,7 +21,7 @@ import torch
 from ds_core.aio import BufferPool, Handle, SwapStore, pipelined
 from ds_core.errors import ConfigError
 from ds_core.optim.lazy import PacksStates, StartsStates
-from ds_core.placeholder import placeholder
+from ds_core.placeholder import is_same_memory, placeholder, show
 from ds_core.state import Deferred
 from ds_zero.offload.host import HostPlacement
 
@@ -259,7 +259,7 @@ class FilePlacement(HostPlacement):
         state = self._optimizer.state[piece.master]
         for key, view in self._views(piece, buffer).items():
             if key == MASTER:
-                piece.master.data = view
+                show(piece.master, view)
             else:
                 state[key] = view
 
@@ -271,7 +271,7 @@ class FilePlacement(HostPlacement):
             found = piece.master.data if key == MASTER else state.get(key)
             if found is None:
                 view.zero_()
-            elif found.data_ptr() != view.data_ptr():
+            elif not is_same_memory(found, view):
                 view.copy_(found.view(-1))
 
     def _detach(self, piece: MasterPiece) -> None:
@@ -280,7 +280,7 @@ class FilePlacement(HostPlacement):
         for key, dtype in self._tiles[id(piece)].dtypes.items():
             nothing = placeholder((piece.span.numel,), dtype, piece.master.device)
             if key == MASTER:
-                piece.master.data = nothing
+                show(piece.master, nothing)
             else:
                 state[key] = nothing
 

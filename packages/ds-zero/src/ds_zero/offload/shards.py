@@ -22,6 +22,7 @@ import torch
 
 from ds_core.aio import BufferPool, Handle, SwapStore
 from ds_core.errors import ConfigError
+from ds_core.placeholder import is_same_memory
 from ds_zero.offload.host import host_empty
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class FileShards:
         self._bring(name, fetch=not is_whole)
         assert self._buffer is not None
         here = self._view(name, self._buffer)[start : start + values.numel()]
-        if values.device != here.device or values.data_ptr() != here.data_ptr():
+        if not is_same_memory(values, here):
             here.copy_(values.to(here.dtype))
         self._is_changed = True
 

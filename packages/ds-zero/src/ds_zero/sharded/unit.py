@@ -12,6 +12,7 @@ import torch
 
 from ds_core import buffers, comm
 from ds_core.errors import ModelError
+from ds_core.placeholder import show
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -164,7 +165,7 @@ class GatherUnit:
                     "change would be lost; change parameters inside ds_zero.GatheredParameters(..., modifier_rank=0), "
                     "or load weights with engine.load_module_state_dict"
                 )
-            parameter.data = self.fulls[member.piece][member.start : member.stop].view(member.stand_in.shape)
+            show(parameter, self.fulls[member.piece][member.start : member.stop].view(member.stand_in.shape))
             self._versions.append(parameter._version)
         self.state = UnitState.GATHERED
 
@@ -190,7 +191,7 @@ class GatherUnit:
         elif self.state is UnitState.GATHERED:
             changed = self.changed() if check else []
             for member in self._members:
-                member.parameter.data = member.stand_in
+                show(member.parameter, member.stand_in)
             if changed:
                 self.fulls, self.state = [], UnitState.SHARDED
                 name = self._members[changed[0]].name

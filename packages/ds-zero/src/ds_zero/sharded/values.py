@@ -9,7 +9,7 @@ import torch
 
 from ds_core import comm
 from ds_core.layout import Range, intersect
-from ds_core.placeholder import placeholder
+from ds_core.placeholder import placeholder, show
 from ds_core.values import Source, Values
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class ShardedValues(Values):
         """This rank's part of every bucket."""
         return self._flat.layout.shard_ranges(self._rank)
 
+    def is_shown(self, place: int) -> bool:
+        """Where its bucket stays whole."""
+        start = self._flat.layout.slots[place].start
+        return self.wholes[self._flat.layout.bucket_at(start)] is not None
+
     def tensors(self) -> list[torch.Tensor]:
         """Shards, and buckets that stay whole."""
         return [tensor for tensor in (*self.shards, *self.wholes) if tensor is not None]
@@ -112,7 +117,7 @@ class ShardedValues(Values):
                     self._take(index, slot, source(self._flat.parameters[slot]))
             for parameter in self._flat.parameters:
                 if not parameter.numel():
-                    parameter.data = torch.empty(parameter.shape, dtype=self._flat.dtype, device=self._flat.device)
+                    show(parameter, torch.empty(parameter.shape, dtype=self._flat.dtype, device=self._flat.device))
 
     def _take(self, index: int, place: int, value: torch.Tensor) -> None:
         bucket, slot = self._flat.layout.buckets[index], self._flat.layout.slots[place]
@@ -120,14 +125,14 @@ class ShardedValues(Values):
         if whole is not None:
             view = whole[slot.start - bucket.start : slot.stop - bucket.start].view(slot.shape)
             view.copy_(value)
-            parameter.data = view
+            show(parameter, view)
             return
         own = bucket.shard(self._rank, self._ranks)
         mine = intersect(own, slot.start, slot.stop)
         if mine is not None:
             part = value.reshape(-1)[mine.start - slot.start : mine.stop - slot.start]
             self.put(mine, part)
-        parameter.data = placeholder(slot.shape, self._flat.dtype, self._flat.device)
+        show(parameter, placeholder(slot.shape, self._flat.dtype, self._flat.device))
 
     def gather_whole(self, share: Callable[[torch.Tensor], None]) -> None:
         """Brings the parts of all ranks into the buckets that stay whole, through `share`. Called on all ranks."""
@@ -147,5 +152,5 @@ class ShardedValues(Values):
             for place in range(bucket.first, bucket.last):
                 slot = layout.slots[place]
                 view = full[slot.start - bucket.start : slot.stop - bucket.start].view(slot.shape)
-                self._flat.parameters[place].data = view
+                show(self._flat.parameters[place], view)
         self.shards, self.wholes = [], []

@@ -1,0 +1,3 @@
+"""Devices in a server process for ds-core. Importing it changes nothing."""
+
+__version__ = "0.1.0"
