@@ -81,6 +81,7 @@ def run_ranks(
     mode: str = "processes",
     dies: Collection[int] = (),
     init: bool = True,
+    fresh: bool = False,
     group_timeout_s: float | None = None,
     start: str = "forkserver",
     **kwargs: Any,
@@ -103,6 +104,8 @@ def run_ranks(
             that never completes ends with the error users would see.
         init: False leaves the process group to `fn` (for tests of initialisation itself).
         start: "forkserver", or "spawn" for devices whose driver must not be forked once torch has loaded it.
+        fresh: in processes that ran nothing before and end with the call; a device that is loaded after a process's
+            first backward pass cannot run another.
 
     Raises:
         RankError: any rank raised, died or did not end in time; it names every failing rank, the earliest first.
@@ -114,7 +117,14 @@ def run_ranks(
         return _run_threads(fn, world, args, kwargs, timeout_s, group_s)
     if mode != "processes":
         raise ValueError(f'mode must be "processes" or "threads", got {mode!r}')
-    return _Pool.shared(start).run(fn, world, args, kwargs, timeout_s, group_s, dict(env or {}), frozenset(dies), init)
+    pool = _Pool.shared(start)
+    if fresh:
+        pool = _Pool(start)
+    try:
+        return pool.run(fn, world, args, kwargs, timeout_s, group_s, dict(env or {}), frozenset(dies), init)
+    finally:
+        if fresh:
+            pool.close()
 
 
 class _Worker:
