@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,25 @@ from torch import nn
 from ds_core import plugins
 from ds_core.accelerator import Accelerator
 from ds_core.hooks import AcceleratorEntry, Availability, hookimpl
+from ds_core.testing import run_ranks
 from ds_core.testing.python_device import load
 
 STEPS = 3
+
+
+def on_the_device(fn: Callable[..., Any], *args: Any, world: int = 1) -> list[Any]:
+    """`fn` on ranks that ran nothing before it, and make the process group themselves."""
+    return run_ranks(fn, world, *args, fresh=True, init=False, env=_meeting())
+
+
+def on_the_host(fn: Callable[..., Any], *args: Any, world: int = 1) -> list[Any]:
+    """`fn` on ranks that make the process group themselves."""
+    return run_ranks(fn, world, *args, init=False, env=_meeting())
+
+
+def _meeting() -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
 
 
 class SlateAccelerator(Accelerator):

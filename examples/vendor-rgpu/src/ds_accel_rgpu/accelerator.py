@@ -1,4 +1,4 @@
-"""The server's device behind ds-core's contract. What is not overridden is answered through torch, see `Accelerator`."""
+"""The server's device behind ds-core's contract. What is not overridden is answered through torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RgpuAccelerator"]
 
 
 class RgpuAccelerator(Accelerator):
-    """Tensors in another process. Here they have no address and no storage: this device can nothing beyond the contract."""
+    """Tensors in another process. Here they have no address and no storage, and nothing goes beyond the contract."""
 
     name: ClassVar[str] = "rgpu"
     device_type: ClassVar[str] = "rgpu"

@@ -24,7 +24,7 @@ class VulkanAccelerator(Accelerator):
         load()
 
     def dtypes(self) -> frozenset[torch.dtype]:
-        """What training was tried in. Without bfloat16: some products of the backend are wrong by more than it rounds."""
+        """What the tests of this wheel train in, and integers."""
         return frozenset({torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool})
 
     def properties(self, index: int | None = None) -> Mapping[str, str]:

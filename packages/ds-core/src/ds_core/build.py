@@ -16,6 +16,7 @@ from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
 from ds_core.flat import FROZEN, NamedParameter
 from ds_core.mesh import Mesh, plan
+from ds_core.ops.dispatch import meet
 from ds_core.optimizer_handle import OptimizerHandle
 from ds_core.parameters import check_model, optimizer_groups
 from ds_core.part import Part, order_parts
@@ -173,6 +174,7 @@ def build_engine(request: Request) -> Engine:
     if config.training.log_level is not None:
         logging.getLogger("ds_core").setLevel(config.training.log_level.upper())
     device = accelerator.device(comm.get_local_rank() % max(accelerator.device_count(), 1))
+    meet(device)
     module = _to_device(request.model, device)
     core = core_parts()
     build = Build(

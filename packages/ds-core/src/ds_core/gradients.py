@@ -186,9 +186,9 @@ class Gradients:
     def reduced_tensors(self) -> list[torch.Tensor]:
         """Buffers of reduced gradients, and every view of them."""
         totals = [total.tensor for total in self._totals if total is not None]
-        storages = {total.untyped_storage().data_ptr() for total in totals}
+        storages = {total.untyped_storage()._cdata for total in totals}
         shown = (parameter.grad for parameter in self._flat.parameters)
-        return totals + [grad for grad in shown if grad is not None and grad.untyped_storage().data_ptr() in storages]
+        return totals + [grad for grad in shown if grad is not None and grad.untyped_storage()._cdata in storages]
 
     def is_reduced(self, index: int) -> bool:
         """Whether bucket `index` has a total."""

@@ -56,19 +56,35 @@ def assign(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         show(parameter, value)
         return
     other = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
-    if type(other) is type(parameter):
-        torch._C._swap_tensor_impl(parameter, other)
-    else:
-        torch.utils.swap_tensors(parameter, other)
+    if type(other) is not type(parameter):
+        _become(parameter, other)
+    torch._C._swap_tensor_impl(parameter, other)
 
 
 def show(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Makes `tensor` show `value`, of its own device; see Note [Tensors made of tensors]."""
     tensor.data = value
     if type(value) not in _PLAIN:
-        names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
-        for name in names:
+        for name in _made_of(value):
             setattr(tensor, name, getattr(value, name))
+
+
+def _become(parameter: torch.nn.Parameter, other: torch.nn.Parameter) -> None:
+    """Gives `parameter` the class of `other` and what that is made of; attributes of its own and weak references stay.
+
+    torch.utils.swap_tensors would exchange all attributes, and refuses a tensor that somebody refers to weakly.
+    """
+    for name in _made_of(parameter):
+        delattr(parameter, name)
+    parameter.__class__ = type(other)
+    vars(parameter).update(vars(other))
+
+
+def _made_of(tensor: torch.Tensor) -> list[str]:
+    if type(tensor) in _PLAIN:
+        return []
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return list(names)
 
 
 def is_same_memory(left: torch.Tensor, right: torch.Tensor) -> bool:

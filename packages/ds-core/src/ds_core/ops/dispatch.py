@@ -3,7 +3,8 @@
 Note [Devices written in Python]
     A device may be a subclass of torch's tensors, which sees every op before a kernel of ours does and knows torch's
     own ops only. To a tensor of the type that its device makes nothing is looking on: it is plain, and where an op
-    still has to go through ``torch.ops``, for a derivative, our kernel is put before what the subclass does.
+    still has to go through ``torch.ops``, for a derivative, our kernel is put before what the subclass does. An engine
+    does that when it is built, and so does the first op that is called without a derivative.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch
 from ds_core.ops.definition import OpDefinition
 from ds_core.ops.registry import resolve
 
-__all__ = ["is_plain", "run"]
+__all__ = ["is_plain", "meet", "run"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_INTREE = ("cpu", "meta")
+_HOST = ("cpu", "meta")
 
 
 _own: dict[str, type] = {}
@@ -31,16 +32,20 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return (kind in _PLAIN or _is_own(kind, tensor.device)) and not torch.compiler.is_compiling()
 
 
-def _is_own(kind: type, device: torch.device) -> bool:
-    # See Note [Devices written in Python]. A mode would make tensors of its own type.
-    if device.type in _INTREE or torch._C._len_torch_dispatch_stack():
-        return False
-    if device.type not in _own:
+def meet(device: torch.device) -> None:
+    """Lets every op run on the tensors of `device`, whatever type they are; see Note [Devices written in Python]."""
+    if device.type not in _HOST and device.type not in _own:
         own = _own[device.type] = type(torch.empty(0, device=device))
         if own not in _PLAIN:
             from ds_core.ops.library import serve
 
             serve(own)
+
+
+def _is_own(kind: type, device: torch.device) -> bool:
+    if device.type in _HOST or torch._C._len_torch_dispatch_stack():  # a mode would make tensors of its own type
+        return False
+    meet(device)
     return kind is _own[device.type]
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ds_core.accelerator import Capability
 from ds_core.errors import EngineError, ModelError
 from ds_core.flat import FlatGroup
 from ds_core.layout import Range, Slot, intersect
 from ds_core.masters import MasterPiece
 from ds_core.optim.lazy import PacksStates, start_states
 from ds_core.part import Part
+from ds_core.placeholder import is_placeholder
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -83,6 +85,7 @@ class Inspection(Part):
         self._accumulation: Accumulation | None = None
         self._space: UpdateSpace | None = None
         self._module: torch.nn.Module | None = None
+        self._has_storages: bool = True
         self._pieces: dict[tuple[int, int], list[tuple[MasterPiece, Range]]] = {}
         """For each parameter the pieces this rank updates of it, and which elements of it each has."""
         self._whole: dict[int, bool] = {}
@@ -92,6 +95,7 @@ class Inspection(Part):
         """Notes where every parameter is."""
         self._space = build.space
         self._module = build.module
+        self._has_storages = build.accelerator.has(Capability.STORAGE_ALIASING)
         self._accumulation = build.accumulation
         for piece in self._optimizer.pieces:
             for index, _, part in piece.fragments():
@@ -189,8 +193,12 @@ class Inspection(Part):
     def set_whole(self, spot: Spot, full: torch.Tensor) -> None:
         """Writes all working values, as far as they are whole on this rank just now."""
         data = spot.flat.parameters[spot.place].data
-        # The stand-in of a sharded parameter has a single element of memory; a flat buffer never has so little.
-        if data.untyped_storage().nbytes() > data.element_size():
+        if not self._has_storages:
+            is_here = not is_placeholder(data)
+        else:
+            # The stand-in of a sharded parameter has a single element of memory; a flat buffer never has so little.
+            is_here = data.untyped_storage().nbytes() > data.element_size()
+        if is_here:
             data.copy_(full.view(data.shape))
 
     # --- states -------------------------------------------------------------------------------------------------

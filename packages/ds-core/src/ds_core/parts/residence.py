@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ds_core.accelerator import Capability
 from ds_core.errors import EngineError, did_you_mean
 from ds_core.part import Part, overrides
 from ds_core.placeholder import is_placeholder, placeholder, show
@@ -131,6 +132,12 @@ class Residence(Part):
     ) -> None:
         """See the module's docstring; kinds that are away already stay where they are."""
         assert self._build is not None
+        if not self._build.accelerator.has(Capability.STORAGE_ALIASING):
+            raise EngineError(
+                f"offload_states: accelerator {self._build.accelerator.name!r} does not tell which tensors share "
+                f"memory (capability {Capability.STORAGE_ALIASING.value!r}), so nothing can be moved as a whole; keep "
+                "optimizer states on the host all the time with zero_optimization.offload_optimizer"
+            )
         for kind in [kind for kind in KINDS if kind in kinds and not self._is_away(kind)]:
             here = [tensor for tensor in self._tensors(kind) if tensor.device == self._build.device]
             for views in _by_storage(here):
@@ -169,6 +176,9 @@ class Residence(Part):
         """Where copies are, or the tensors."""
         if self._is_away(kind):
             return {away.copy.device for away in self._away if away.kind == kind}
+        assert self._build is not None
+        if not self._build.accelerator.has(Capability.STORAGE_ALIASING):
+            return {tensor.device for tensor in self._tensors(kind) if not is_placeholder(tensor)}
         return {tensor.device for tensor in self._tensors(kind) if _has_memory(tensor)}
 
     # --- what there is --------------------------------------------------------------------------------------------
@@ -254,7 +264,7 @@ def _by_storage(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
     found: dict[int, dict[int, torch.Tensor]] = {}
     for tensor in tensors:
         if _has_memory(tensor):
-            found.setdefault(tensor.untyped_storage().data_ptr(), {})[id(tensor)] = tensor
+            found.setdefault(tensor.untyped_storage()._cdata, {})[id(tensor)] = tensor
     return [list(views.values()) for views in found.values()]
 
 

@@ -27,7 +27,7 @@ class PythonTensor(torch.Tensor):
     """A tensor of the device; `host` is where its values really are."""
 
     host: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # torch's own way
 
     @staticmethod
     def __new__(cls: type, host: torch.Tensor, requires_grad: bool = False) -> Any:
@@ -48,7 +48,7 @@ class PythonTensor(torch.Tensor):
         """Everything was done when it was made."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override] # as its documentation has it
         cls, func: Any, kinds: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Runs one of torch's own ops on the host tensors."""
@@ -70,7 +70,7 @@ class PythonTensor(torch.Tensor):
 
         return tree_map(lift, result)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """As the host tensor, with the device's name."""
         return f"{_device_type()}:{self.host!r}"
 

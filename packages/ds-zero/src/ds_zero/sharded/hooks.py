@@ -7,6 +7,10 @@ Note [Three ways to notice a need]
        tensor neither keeps a buffer alive nor misses its values: backward cannot read a parameter that is not there.
     The second and third need no list of modules from the user; the first is what makes them rare.
 
+Note [Saved tensors without storages]
+    What a saved tensor is a view of is told by its storage. On a device without storages it is told by the parameter
+    it is, or is a view of; other views of full values stay as they are, right, and in memory until backward is done.
+
 Note [Hooks and the compiler]
     A compiled module runs its hooks under the compiler's eye; the attribute below keeps them out of compiled code.
 """
@@ -169,11 +173,20 @@ class ModuleHooks:
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         if type(tensor) not in _PLAIN:
-            return tensor
+            return self._pack_other(tensor)
         found = self._coordinator.memory.get(tensor.untyped_storage()._cdata)
         if found is None:
             return tensor
         return _Saved(*found, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+    def _pack_other(self, tensor: torch.Tensor) -> Any:
+        # See Note [Saved tensors without storages].
+        parameter = tensor if tensor._base is None else tensor._base
+        unit = self._unit_of.get(id(parameter))
+        if unit is None or unit.state is not UnitState.GATHERED or tensor.dtype != parameter.dtype:
+            return tensor
+        place = unit.piece_of(parameter)
+        return _Saved(unit, place, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Any) -> torch.Tensor:
         if type(saved) is not _Saved:
@@ -181,6 +194,8 @@ class ModuleHooks:
         self._coordinator.need(saved.unit)
         full = saved.unit.fulls[saved.piece]
         with torch.no_grad():
+            if type(full) not in _PLAIN:
+                return full.as_strided(saved.size, saved.stride, saved.offset)
             view = torch.empty(0, dtype=saved.dtype, device=full.device)
             return view.set_(full.untyped_storage(), saved.offset, saved.size, saved.stride)
 

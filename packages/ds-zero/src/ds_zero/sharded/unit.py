@@ -212,6 +212,10 @@ class GatherUnit:
             held, bucket = values.held()[index], flat.layout.buckets[index]
             values.put(held, full[held.start - bucket.start : held.stop - bucket.start])
 
+    def piece_of(self, parameter: torch.Tensor) -> int:
+        """The number of the buffer that holds one of its parameters."""
+        return next(member.piece for member in self._members if member.parameter is parameter)
+
     def storages(self) -> list[int]:
         """What identifies the memory of each full buffer while it lives, in order."""
         return [full.untyped_storage()._cdata for full in self.fulls]
