@@ -344,7 +344,7 @@ def xpu(session: nox.Session) -> None:
     """
     dists = ("ds-core", "ds-accel-xpu")
     package = PACKAGES["ds-accel-xpu"]
-    install(session, *third_party(dists), *TEST_REQUIREMENTS, "intel-opencl-rt")
+    install(session, *third_party(dists), *TEST_REQUIREMENTS, f"intel-opencl-rt=={XPU_RUNTIMES[max(XPU_RUNTIMES)]}")
     remove_stale(session, dists)
     roots = {version: sycl_runtime(session, release) for version, release in XPU_RUNTIMES.items()}
     places = f"cmake.define.DSK_SYCL_ROOTS={';'.join(str(root) for root in roots.values())}"
