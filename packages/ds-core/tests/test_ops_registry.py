@@ -166,6 +166,12 @@ def test_the_check_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(registry.look_up("sum_of_squares", "cpu", wheels)(X), -X)
 
 
+def test_what_was_executed_on_a_cpu_is_as_good_as_new_on_another_device(caplog: pytest.LogCaptureFixture) -> None:
+    wheels = manager_of(w=(OpImpl("sum_of_squares", "meta", KERNEL, proof=Proof.EXECUTED),))
+    assert registry.look_up("sum_of_squares", "meta", wheels).provider == "reference"
+    assert "the kernel of w 1.0 was never run on such a device before" in caplog.text
+
+
 def test_a_proven_kernel_is_taken_at_its_word() -> None:
     for proof in set(Proof) - set(UNPROVEN):
         wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, proof=proof),))

@@ -122,7 +122,7 @@ def look_up(name: str, device_type: str, manager: PluginManager | None = None) -
     best = choose(name, device_type, offered)
     native: Any = load_ref(best.item.load)
     supports: Any = load_ref(best.item.supports) if best.item.supports is not None else None
-    if needs_selftest(best.item.proof):
+    if needs_selftest(best.item.proof, device_type):
         reason = distrust(name, native, device_type)
         if reason is not None:
             logger.warning(
