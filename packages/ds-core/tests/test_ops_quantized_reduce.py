@@ -172,6 +172,12 @@ def test_chunks_that_do_not_fit_are_refused(change: dict[str, Any], message: str
         ops.quantized_reduce(**{**given, **change})
 
 
+def test_groups_of_the_result_fit_the_packing_of_both_formats() -> None:
+    found = sent(normal(2, 64), "e3m2", 32)
+    with pytest.raises(OpError, match="out_group_size must be a multiple of 4 for e3m2, got 6"):
+        ops.quantized_reduce_quantize(*found, "e3m2", 32, 64, out_format="int8", out_group_size=6)
+
+
 def test_hierarchies_that_do_not_fit_are_refused() -> None:
     with pytest.raises(OpError, match=r"x must have a multiple of nodes \* ranks_per_node = 6 elements, got 64"):
         ops.swizzle_quantize(normal(64), "int8", 32, 2, 3)

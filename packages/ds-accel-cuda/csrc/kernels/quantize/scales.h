@@ -103,7 +103,17 @@ DSK_DEVICE Scale scale_of(const Range& range, int32_t scaling) {
   return s;
 }
 
-DSK_DEVICE void store_scale(const ds_quantize_args& a, int64_t group, const Scale& s) {
+// Where the codes of a call go, and what belongs to them.
+struct Output {
+  uint8_t* q;
+  void* scales;
+  int8_t* zeros;
+  int32_t scaling;
+};
+
+// For an Output, or the arguments of an op.
+template <class To>
+DSK_DEVICE void store_scale(const To& a, int64_t group, const Scale& s) {
   if (a.scaling == DS_SCALING_POWER_OF_TWO) {
     static_cast<uint8_t*>(a.scales)[group] = static_cast<uint8_t>(s.code);
     return;

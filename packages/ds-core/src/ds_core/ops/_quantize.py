@@ -170,12 +170,12 @@ def _dequantize(
     return x
 
 
-def check_group_size(op: str, format: Format, group_size: int) -> None:
+def check_group_size(op: str, format: Format, group_size: int, name: str = "group_size") -> None:
     """Groups of that size are whole units of packed codes."""
     unit = format.codes_per_unit
     if group_size < 1 or group_size % unit != 0:
         rule = "1 or more" if unit == 1 else f"a multiple of {unit} for {format.name}"
-        raise OpError(f"{op}: group_size must be {rule}, got {group_size}.")
+        raise OpError(f"{op}: {name} must be {rule}, got {group_size}.")
 
 
 def _check_quantize(

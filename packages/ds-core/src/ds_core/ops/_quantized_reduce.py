@@ -74,7 +74,8 @@ def quantized_reduce_quantize(
     """`quantized_reduce`, and its float32 result quantized in the same pass: between two hops of a hierarchy.
 
     Args:
-        out_format, out_group_size: of the result; None for those of the chunks.
+        out_format, out_group_size: of the result; None for those of the chunks. The size is a multiple of what either
+            format packs together.
         out_scaling, rounding_seed, rounding_offset: as for `quantize`.
 
     Returns:
@@ -165,7 +166,8 @@ def _check_reduce_quantize(
     op = "quantized_reduce_quantize"
     _check_chunks(op, q, scales, zeros, format, group_size, numel)
     found = format_of(op, out_format)
-    check_group_size(op, found, out_group_size)
+    for each in (found, format_of(op, format)):  # groups begin with a unit of either packing
+        check_group_size(op, each, out_group_size, "out_group_size")
     check_scaling(op, found, out_scaling, rounding_offset)
 
 

@@ -72,7 +72,8 @@ typedef struct ds_quantized_reduce_args {
   void* y;             /* [numel] */
 } ds_quantized_reduce_args;
 
-/* quantized_reduce_quantize: the float32 result of quantized_reduce, as `quantize` makes codes of it. */
+/* quantized_reduce_quantize: the float32 result of quantized_reduce, as `quantize` makes codes of it. `out_group_size`
+ * is a multiple of the codes in a unit of packing of both formats. */
 typedef struct ds_quantized_reduce_quantize_args {
   uint32_t struct_size;
   int32_t format;
