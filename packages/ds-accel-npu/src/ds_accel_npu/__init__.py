@@ -1,0 +1,3 @@
+"""Ascend NPUs as a device of ds-core."""
+
+__version__ = "0.1.0"
