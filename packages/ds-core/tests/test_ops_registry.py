@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_core.errors import OpError, PluginConflictError, PluginError
-from ds_core.hooks import OpImpl, Proof, hookimpl
+from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, Proof, hookimpl
 from ds_core.ops import registry
 from ds_core.plugins import PluginManager
 
@@ -176,3 +176,33 @@ def test_a_proven_kernel_is_taken_at_its_word() -> None:
     for proof in set(Proof) - set(UNPROVEN):
         wheels = manager_of(w=(OpImpl("sum_of_squares", "cpu", KERNEL, proof=proof),))
         assert registry.look_up("sum_of_squares", "cpu", wheels).provider == "w 1.0"
+
+
+# ---- devices that share a torch device type
+
+
+def sharing(usable: str) -> PluginManager:
+    """Wheels a and b, with an accelerator each of that name and a kernel for the CPU; one of them is usable."""
+    made = PluginManager(entry_points=[], environ={})
+    for name in ("a", "b"):
+        module = offering(OpImpl("sum_of_squares", "cpu", KERNEL, accelerator=name))
+        answer = Availability(name == usable, "" if name == usable else "no driver")
+        entries = [AcceleratorEntry(name, lambda answer=answer: answer, "nowhere:at_all")]
+        hook: Callable[..., Any] = hookimpl(lambda entries=entries: entries)
+        vars(module).update(ds_accelerators=hook)
+        made.add_module(module, f"{name}:ops", "1.0")
+    return made
+
+
+@pytest.mark.parametrize("usable", ["a", "b"])
+def test_of_two_that_share_a_device_type_the_usable_one_serves(usable: str) -> None:
+    assert registry.look_up("sum_of_squares", "cpu", sharing(usable)).provider == f"{usable} 1.0"
+
+
+def test_neither_serves_where_neither_is_usable() -> None:
+    assert registry.look_up("sum_of_squares", "cpu", sharing("none")).provider == "reference"
+
+
+def test_both_are_listed_each_under_its_own_name() -> None:
+    found = [row for row in registry.implementations(sharing("a")) if row.op == "sum_of_squares" and not row.reference]
+    assert [(row.device, row.device_type, row.chosen) for row in found] == [("a", "cpu", True), ("b", "cpu", True)]

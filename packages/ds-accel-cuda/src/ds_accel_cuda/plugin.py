@@ -48,6 +48,13 @@ def ds_ops() -> Iterable[OpImpl]:
         return []
     supports = "ds_accel_cuda.serving:supports"
     return [
-        OpImpl(op, "cuda", load=f"ds_accel_cuda.serving:OPS.{op}", supports=supports, proof=Proof.EMULATED)
+        OpImpl(
+            op,
+            "cuda",
+            load=f"ds_accel_cuda.serving:OPS.{op}",
+            supports=supports,
+            proof=Proof.EMULATED,
+            accelerator="cuda",
+        )
         for op in OPS
     ]

@@ -172,6 +172,8 @@ class OpImpl:
             (the reference then runs); None serves every call the schema allows.
         priority: higher wins on the same device type; equals from two wheels are a conflict.
         proof: how the kernel was proven; ``ds ops`` and ``ds report`` say it. Since hook API 1.2.
+        accelerator: name of the accelerator it is for, where several share a torch device type, as ROCm and CUDA do: it
+            is used only where that one is usable. Empty where there is but one. Since hook API 1.2.
     """
 
     op: str
@@ -180,6 +182,7 @@ class OpImpl:
     supports: Ref | None = None
     priority: int = 100
     proof: Proof = Proof.UNSTATED
+    accelerator: str = ""
 
 
 @dataclass(frozen=True, slots=True)

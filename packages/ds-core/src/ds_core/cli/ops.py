@@ -28,12 +28,10 @@ def command(
         write_json([asdict(row) | {"summary": OPS[row.op].summary} for row in found])
         return
     if every:
-        rows = [
-            (r.op, r.device_type, r.provider, r.proof, str(r.priority), "chosen" if r.chosen else "") for r in found
-        ]
+        rows = [(r.op, r.device, r.provider, r.proof, str(r.priority), "chosen" if r.chosen else "") for r in found]
         write_table(("op", "device", "from", "proven", "priority", ""), rows)
         return
-    devices = sorted({row.device_type for row in found if not row.reference} | {"cpu"})
+    devices = sorted({row.device for row in found if not row.reference} | {"cpu"})
     rows_by_device = [(name, *(_cell(found, name, device) for device in devices), OPS[name].summary) for name in OPS]
     write_table(("op", *devices, "what it does"), rows_by_device)
     native = sum(1 for row in rows_by_device for cell in row[1:-1] if cell != REFERENCE)
@@ -41,7 +39,7 @@ def command(
 
 
 def _cell(found: Sequence[Implementation], name: str, device: str) -> str:
-    chosen = [_with_proof(r) for r in found if r.op == name and r.device_type == device and r.chosen]
+    chosen = [_with_proof(r) for r in found if r.op == name and r.device == device and r.chosen]
     if len(chosen) > 1:
         return "conflict: " + " and ".join(chosen)
     return chosen[0] if chosen else REFERENCE

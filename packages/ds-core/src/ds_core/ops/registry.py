@@ -28,6 +28,7 @@ class Implementation:
 
     Args:
         device_type: torch device type, or ``"any"`` for the reference.
+        device: the accelerator's name where several share a device type, else the device type.
         provider: wheel and version, or ``"reference"``.
         loaded: whether this process has called it.
         chosen: whether calls on that device type go to it (when it supports them).
@@ -36,6 +37,7 @@ class Implementation:
 
     op: str
     device_type: str
+    device: str
     provider: str
     priority: int
     loaded: bool
@@ -111,7 +113,7 @@ def look_up(name: str, device_type: str, manager: PluginManager | None = None) -
     from ds_core.plugins import load_ref
 
     reference = op(name).definition().reference
-    offered = _offered(manager).get((name, device_type), [])
+    offered = _served_here(_offered(manager).get((name, device_type), []), manager)
     if not offered:
         logger.info(
             "op %s on %s runs the PyTorch reference: no installed wheel brings a native one (ds ops lists them)",
@@ -164,15 +166,16 @@ def implementations(manager: PluginManager | None = None) -> list[Implementation
         for (offered_name, device_type), offered in sorted(by_key.items()):
             if offered_name != name:
                 continue
-            highest = max(provided.item.priority for provided in offered)
-            for provided in sorted(offered, key=lambda p: (-p.item.priority, p.record.id)):
+            for provided in sorted(offered, key=lambda p: (_device(p.item), -p.item.priority, p.record.id)):
                 resolved = _resolved.get((name, device_type))
                 loaded = resolved is not None and resolved.provider == provided.record.wheel
-                chosen = provided.item.priority == highest
+                rivals = [p.item.priority for p in offered if _device(p.item) == _device(provided.item)]
+                chosen = provided.item.priority == max(rivals)
                 rows.append(
                     Implementation(
                         name,
                         device_type,
+                        _device(provided.item),
                         provided.record.wheel,
                         provided.item.priority,
                         loaded,
@@ -182,8 +185,23 @@ def implementations(manager: PluginManager | None = None) -> list[Implementation
                     )
                 )
         loaded = OPS[name].module in sys.modules
-        rows.append(Implementation(name, "any", "reference", 0, loaded, True, True))
+        rows.append(Implementation(name, "any", "any", "reference", 0, loaded, True, True))
     return rows
+
+
+def _device(item: OpImpl) -> str:
+    return item.accelerator or item.device_type
+
+
+def _served_here(offered: list[Provided[OpImpl]], manager: PluginManager | None) -> list[Provided[OpImpl]]:
+    """Those for this machine: of accelerators that share the device type, the usable one's."""
+    if not any(provided.item.accelerator for provided in offered):
+        return offered
+    from ds_core.accelerator.probing import candidates
+    from ds_core.plugins import manager as installed
+
+    usable = {candidate.entry.name for candidate in candidates(manager or installed()) if candidate.is_usable}
+    return [provided for provided in offered if provided.item.accelerator in ("", *usable)]
 
 
 def _offered(manager: PluginManager | None) -> Mapping[tuple[str, str], list[Provided[OpImpl]]]:
