@@ -11,19 +11,20 @@ import torch
 
 from ds_accel_cuda.accelerator import CudaAccelerator
 from ds_accel_cuda.facts import choose_build, kernel_mismatches, mismatches
-from ds_accel_cuda.libraries import Built, CudaBuild
+from ds_accel_cuda.libraries import Built, CudaBuild, built, emulated
 from ds_accel_cuda.machine import Driver, refusal
 from ds_core.accelerator import Capability, candidates
 from ds_core.accelerator.torch_build import TorchBuild
 from ds_core.errors import AcceleratorError
 from ds_core.hooks import Mismatch
+from ds_core.ops.table import OPS
 from ds_core.plugins import manager
 
 CUDA = TorchBuild("2.13.0+cu130", cuda="13.0")
 DRIVER = Driver("", (13, 0), "580.65.06")
 NEW = CudaBuild(Path("/new.so"), "13.0.88", ("sm_75", "sm_90"), "compute_90")
 OLD = CudaBuild(Path("/old.so"), "12.9.86", ("sm_70",), "")
-WHEEL = Built({12: OLD, 13: NEW}, {}, {})
+WHEEL = Built((), {12: OLD, 13: NEW}, {}, {})
 
 
 def gpu(capability: tuple[int, int] = (9, 0), count: int = 2, bf16: bool = True) -> types.ModuleType:
@@ -139,6 +140,14 @@ def test_here_it_is_installed_and_says_why_it_is_not_used() -> None:
         assert found.is_usable or found.reason
 
 
+def test_the_record_of_the_build_names_the_rows_that_the_library_has() -> None:
+    assert set(built().rows) == set(emulated().kernels)
+
+
+def test_every_op_of_the_table_has_a_kernel() -> None:
+    assert set(OPS) <= set(built().rows)
+
+
 # ---- what does not fit
 
 
@@ -147,7 +156,7 @@ def test_the_library_is_of_the_newest_cuda_the_driver_runs() -> None:
     assert choose_build(WHEEL, Driver("", (12, 4), "550.1")) is OLD
     assert choose_build(WHEEL, Driver("", (11, 0), "450.1")) is OLD
     assert choose_build(WHEEL, Driver("no driver")) is OLD
-    assert choose_build(Built({}, {}, {"cuda": "no compiler"}), DRIVER) is None
+    assert choose_build(Built((), {}, {}, {"cuda": "no compiler"}), DRIVER) is None
 
 
 def test_a_driver_that_is_too_old() -> None:

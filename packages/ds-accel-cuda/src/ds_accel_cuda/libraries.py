@@ -39,12 +39,14 @@ class Built:
     """What the build of this wheel recorded.
 
     Attributes:
+        rows: names in the op table of its libraries.
         cuda: libraries for NVIDIA GPUs, by major version of CUDA; none if no compiler was found.
         emulated: libraries for the CPU: ``plain``; where the build was asked for it ``sanitized``, and ``faults_32``,
             ``faults_64`` and ``faults_asan`` for the tests of the emulation.
         left_out: kind of library (``cuda``, ``sanitized``) to the reason why there is none.
     """
 
+    rows: tuple[str, ...]
     cuda: Mapping[int, CudaBuild]
     emulated: Mapping[str, Path]
     left_out: Mapping[str, str]
@@ -73,6 +75,7 @@ def built() -> Built:
     """
     record = _read("built.json")
     return Built(
+        rows=tuple(record["rows"]),
         cuda={
             int(major): CudaBuild(_FOLDER / one["file"], one["toolkit"], tuple(one["sass"]), one["ptx"])
             for major, one in sorted(record["cuda"].items())

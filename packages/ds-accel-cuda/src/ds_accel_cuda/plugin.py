@@ -42,7 +42,7 @@ def ds_accelerators() -> Iterable[AcceleratorEntry]:
 def ds_ops() -> Iterable[OpImpl]:
     """The kernels of the CUDA library, if this wheel was built with one."""
     from ds_accel_cuda.libraries import built
-    from ds_accel_cuda.served import OPS
+    from ds_core.ops.table import OPS
 
     if not built().cuda:
         return []
@@ -56,5 +56,6 @@ def ds_ops() -> Iterable[OpImpl]:
             proof=Proof.EMULATED,
             accelerator="cuda",
         )
-        for op in OPS
+        for op in built().rows
+        if op in OPS
     ]

@@ -36,5 +36,6 @@ def supports(*arguments: Any, **named: Any) -> str | None:
 
 @functools.cache
 def _refusal(index: int) -> str | None:
+    assert _BUILD is not None  # or this module could not be imported
     found = kernel_mismatches(_BUILD, _DRIVER, [torch.cuda.get_device_capability(index)])
     return "; ".join(f"{m.what}: needs {m.needs}, found {m.found}" for m in found) or None

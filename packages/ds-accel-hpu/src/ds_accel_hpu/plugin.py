@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 
 from ds_core.hooks import AcceleratorEntry, Availability, hookimpl
@@ -16,8 +17,7 @@ def _is_available() -> Availability:
     reason = refusal(machine)
     if reason:
         return Availability(False, reason)
-    import habana_frameworks.torch.hpu as hpu
-
+    hpu = importlib.import_module("habana_frameworks.torch.hpu")
     count = int(hpu.device_count()) if hpu.is_available() else 0
     reason = refusal(machine, count)
     return Availability(not reason, reason, count)

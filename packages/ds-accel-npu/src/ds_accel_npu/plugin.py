@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 
 from ds_core.hooks import AcceleratorEntry, Availability, hookimpl
@@ -16,9 +17,7 @@ def _is_available() -> Availability:
     reason = refusal(machine)
     if reason:
         return Availability(False, reason)
-    import torch_npu
-
-    count = int(torch_npu.npu.device_count())
+    count = int(importlib.import_module("torch_npu").npu.device_count())
     reason = refusal(machine, count)
     return Availability(not reason, reason, count)
 

@@ -21,12 +21,14 @@ class Built:
     """What the build of this wheel recorded.
 
     Attributes:
+        rows: names in the op table of its libraries.
         path: of the library for AMD GPUs; None where no compiler was found.
         toolkit: version of HIP, for example ``"HIP 5.2.21153-0"``.
         archs: architectures it has code for, for example ``("gfx90a", "gfx1030")``.
         left_out: what is missing (``rocm``, ``architectures``) to the reason.
     """
 
+    rows: tuple[str, ...]
     path: Path | None
     toolkit: str
     archs: tuple[str, ...]
@@ -45,7 +47,7 @@ def built() -> Built:
         raise PluginError(f"{path} does not exist: install ds-accel-rocm from a wheel, which brings it")
     record = json.loads(path.read_text())
     file = _FOLDER / record["file"] if record["file"] else None
-    return Built(file, record["toolkit"], tuple(record["archs"]), dict(record["left_out"]))
+    return Built(tuple(record["rows"]), file, record["toolkit"], tuple(record["archs"]), dict(record["left_out"]))
 
 
 def emulated() -> KernelLibrary:

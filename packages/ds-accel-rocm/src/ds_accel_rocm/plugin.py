@@ -43,7 +43,7 @@ def ds_accelerators() -> Iterable[AcceleratorEntry]:
 def ds_ops() -> Iterable[OpImpl]:
     """The kernels of the HIP library, if this wheel was built with one."""
     from ds_accel_rocm.libraries import built
-    from ds_accel_rocm.served import OPS
+    from ds_core.ops.table import OPS
 
     if built().path is None:
         return []
@@ -56,5 +56,6 @@ def ds_ops() -> Iterable[OpImpl]:
             proof=Proof.EMULATED,
             accelerator="rocm",
         )
-        for op in OPS
+        for op in built().rows
+        if op in OPS
     ]

@@ -23,6 +23,8 @@ from ds_core.accelerator.host_event import HostEvent
 from ds_core.errors import AcceleratorError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
 
     from ds_core.aio.contract import AsyncIO
@@ -280,6 +282,16 @@ class Accelerator:
 
     # ---- how the defaults are found, see Note [Defaults]
 
+    def torch_module(self) -> ModuleType | None:
+        """The module that answers for the device, with the names of `torch.cuda`; None where torch knows none."""
+        import torch
+
+        try:
+            found: ModuleType = torch.get_device_module(self.device_type)
+        except RuntimeError:
+            return None
+        return found
+
     def _index(self, index: int | None) -> int:
         return self.current_device() if index is None else index
 
@@ -294,10 +306,7 @@ class Accelerator:
         # `name` of the device's module, else `accelerator` of torch.accelerator; see Note [Defaults].
         import torch
 
-        try:
-            found = getattr(torch.get_device_module(self.device_type), name, None)
-        except RuntimeError:  # torch has no module of this name
-            found = None
+        found = getattr(self.torch_module(), name, None)
         if found is None and accelerator is not None:
             current = torch.accelerator.current_accelerator()
             if current is not None and current.type == self.device_type:

@@ -1,0 +1,1 @@
+../../ds-accel-cuda/cmake/rows.cmake
