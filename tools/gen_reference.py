@@ -12,12 +12,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from reference_pages import api, cli, config, errors, hooks, ops
+from reference_pages import api, cli, config, devices, errors, hooks, ops
 
 PAGES: dict[str, Callable[[], str]] = {
     "api": api.page,
     "cli": cli.page,
     "config": config.page,
+    "devices": devices.page,
     "errors": errors.page,
     "hooks": hooks.page,
     "ops": ops.page,

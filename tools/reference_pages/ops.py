@@ -27,7 +27,11 @@ def op_blocks(name: str) -> Iterator[str]:
     yield f"```text\nds::{definition.schema}\n```"
     yield prose((getattr(ops, name).__doc__ if name in ops.__all__ else definition.reference.__doc__) or "")
     yield table(
-        ["device", "brought by"],
-        ([code(item.device_type), cell(item.provider)] for item in ops.implementations() if item.op == name),
+        ["device", "brought by", "proven"],
+        (
+            [code(item.device), cell(item.provider), cell(item.proof)]
+            for item in ops.implementations()
+            if item.op == name
+        ),
     )
     yield f"Conformance cases that every implementation passes: {len(definition.cases)}."
