@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_core.testing.conformance import UnknownCaseError, all_cases, chosen, run
+from ds_core.testing.conformance import Case, Result, UnknownCaseError, all_cases, chosen, run
+from ds_core.testing.conformance.document import read_report
 
 ENVIRON = {"DS_PLUGINS_AUTOLOAD": "0", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
@@ -39,6 +40,7 @@ def test_the_reference_passes_level_1_and_the_run_says_that_it_is_partial(tmp_pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "r.json").read_text())
+    assert read_report(tmp_path / "r.json").results[0].case == told["results"][0]["case"]
     assert (told["schema"], told["accepted"], told["complete"], told["reached_level"]) == (1, True, False, 1)
     assert told["partial_because"][0].startswith("only levels up to 1 of 9 were run")
     assert told["totals"]["passed"] + told["totals"]["filtered"] == len(told["results"]) == len(chosen(1))
@@ -83,8 +85,19 @@ def test_accelerators_are_listed_with_their_state() -> None:
     assert "ds-core:reference" in done.stdout and "available" in done.stdout
 
 
-def test_cases_after_another_run_in_the_same_worker() -> None:
-    started = []
-    report = run("reference", chosen(only=["random", "device/is_made"]), env=ENVIRON, told=lambda *_: started.append(_))
-    assert len(started) == len(report.results) == len(report.cases)
-    assert report.is_accepted and not report.is_complete
+def test_an_interrupted_run_is_partial_and_not_accepted() -> None:
+    def interrupt(case: Case, result: Result) -> None:
+        if case.id == "packaging/hook_api_is_stated":
+            raise KeyboardInterrupt
+
+    report = run("reference", chosen(only=["packaging"]), env=ENVIRON, told=interrupt)
+    assert len(report.results) == 2 < len(report.cases)
+    assert "it was interrupted" in report.partial
+    assert not report.is_accepted and not report.is_complete
+
+
+def test_the_lists_of_collectives_and_of_what_runs_them_are_one() -> None:
+    from ds_core.testing.conformance.cases.collectives import NAMES
+    from ds_core.testing.conformance.exchanges import EXCHANGES
+
+    assert list(EXCHANGES) == list(NAMES)

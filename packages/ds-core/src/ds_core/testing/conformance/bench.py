@@ -139,7 +139,9 @@ class Bench:
         }
 
     def _make(self) -> Filter | None:
-        # Through the same door as a job: selected by its full id.
+        # Through the same door as a job: selected by its full id, once torch was imported with its backends.
+        import torch  # noqa: F401
+
         from ds_core.accelerator import select
 
         entry = self.target.entry
