@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ds_core.testing.conformance.document import read_report
+from ds_core.testing.conformance.levels import LAST
+
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "examples" / "vendor-plugin"
 CACHE = ROOT / "build" / "vendor-plugin"
@@ -85,6 +88,22 @@ def test_its_own_tests_pass_on_the_installed_wheel(site: Path) -> None:
         tests, cwd=ROOT, env=environment(site), capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_passes_every_level_of_conformance(site: Path, tmp_path: Path) -> None:
+    code = "import sys; from ds_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["accel", "test", "openbox", "--quiet", "--json", str(tmp_path / "report.json")]
+    environ = environment(site)
+    environ.pop("OPENBOX_AUTOLOAD")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environ, capture_output=True, text=True, timeout=550, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read_report(tmp_path / "report.json")
+    assert (report.complete, report.reached_level) == (True, LAST)
+    assert {result.filter.kind for result in report.results if result.filter} <= {"capability", "own"}
+    ops = [result for result in report.results if result.case == "ops/sum_of_squares"]
+    assert ops[0].figures["native"] == ops[0].figures["cases"] > 0
 
 
 def test_its_plugin_is_in_order(site: Path) -> None:

@@ -51,6 +51,16 @@ def test_the_reference_passes_level_1_and_the_run_says_that_it_is_partial(tmp_pa
     assert "| 1 | device |" in text and "partial: only levels up to 1" in text
 
 
+@pytest.mark.ranks
+def test_engine_collectives_zero_and_offload_pass_on_what_is_installed() -> None:
+    only = ("training/engine.gpt", "training/accumulation", "collectives/all_reduce", "collectives/subgroups")
+    more = ("zero/stage3.float32", "offload/parameters.stage3", "checkpoint/run_with_dropout_goes_on", "stress/threads")
+    report = run("cpu", chosen(only=[*only, *more]), env={key: ENVIRON[key] for key in ENVIRON if key[:2] != "DS"})
+    bad = {result.case: result.reason for result in report.results if result.outcome.is_bad}
+    assert not bad
+    assert report.is_accepted
+
+
 def test_case_names_are_their_identity() -> None:
     names = [case.id for case in all_cases()]
     assert len(names) == len(set(names))

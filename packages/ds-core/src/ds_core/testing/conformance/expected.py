@@ -44,8 +44,8 @@ def judge(result: Result, expected: Mapping[str, str]) -> Result:
         return result
     if result.outcome is Outcome.PASSED:
         result.outcome = Outcome.UNEXPECTED
-        result.reason = f"it was expected to fail ({why}) and passes; take it out of the file of expected failures"
-        result.expected, result.got = "a failure", "a pass"
+        result.expected, result.got = f"a failure ({why})", "a pass; take it out of the file of expected failures"
+        result.reason = f"expected {result.expected}; got {result.got}"
     elif result.outcome.is_bad:
         result.outcome = Outcome.EXPECTED
         result.notes.append(f"expected: {why}")
