@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -71,6 +73,38 @@ def test_many_sources_of_one_row_are_added_in_order(device: CpuDevice) -> None:
     for row in x:
         want = want + row
     assert torch.equal(device.ops.scatter_rows(x, index, None, 2)[0], want)
+
+
+def test_there_may_be_more_rows_than_work_groups(device: CpuDevice) -> None:
+    x = torch.randn(70_001, 3, generator=torch.Generator().manual_seed(0))
+    y, _ = device.ops.rms_norm_forward(x, torch.ones(3), 1e-6)
+    torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (3,), eps=1e-6))
+    index = torch.randperm(70_001, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(device.ops.gather_rows(x, index), x[index])
+
+
+def test_there_may_be_more_elements_than_work_items(device: CpuDevice) -> None:
+    p = torch.zeros(64 * 1024 * 256 + 1001, dtype=torch.bfloat16)
+    device.ops.sgd_(p, torch.ones_like(p), lr=2.0)
+    assert bool((p == -2).all())
+
+
+def test_threads_may_call_at_once(device: CpuDevice) -> None:
+    x = torch.randn(50, 33, generator=torch.Generator().manual_seed(0))
+    want = x.softmax(-1)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: device.ops.softmax_forward(x, None, None, 1.0, False), range(40)))
+    assert all(torch.allclose(result, want) for result in results)
+
+
+def test_float64_sums_made_of_integers_round_as_those_of_float64(device: CpuDevice) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(400, 2, generator=generator) * 2.0 ** torch.randint(-70, 60, (400, 1), generator=generator)
+    pairs[:, 1] *= 2.0 ** torch.randint(-30, 3, (400,), generator=generator)
+    pairs[:4] = torch.tensor([[2.0**-149, 2.0**-149], [0.0, -3.0], [3e38, 3e38], [2.0**-140, 1.0]])
+    for pair in pairs:
+        a, b = pair.double().tolist()
+        assert device.ops.sum_of_squares(pair.clone()).item() == a * a + b * b
 
 
 def every_kind_of_float() -> torch.Tensor:
