@@ -1,4 +1,4 @@
-// quantize, dequantize and linear_weight_only.
+// quantize, dequantize, their use in collectives, and linear_weight_only.
 #include "rows.h"
 
 namespace dsk {
@@ -22,15 +22,24 @@ int64_t codes_per_unit(int32_t format) {
   }
 }
 
+// Bytes of `count` codes, whole units.
+int64_t packed_bytes(int32_t format, int64_t count) {
+  const int64_t unit = codes_per_unit(format);
+  return ceil_div(count, unit) * (unit == 4 ? 3 : 1);
+}
+
+bool groups_fit(int32_t format, int32_t scaling, int64_t group_size) {
+  const int64_t unit = codes_per_unit(format);
+  if (unit == 0 || group_size < 1 || group_size % unit != 0) return false;
+  const bool integers = format == DS_FORMAT_INT8 || format == DS_FORMAT_INT4;
+  return scaling == DS_SCALING_SYMMETRIC || scaling == (integers ? DS_SCALING_ASYMMETRIC : DS_SCALING_POWER_OF_TWO);
+}
+
 template <typename Arguments>
 int32_t refusal(const Arguments* a, const ds_exec* exec) {
-  if (!usable(exec) || a->struct_size < sizeof(*a) || a->numel < 0 || a->group_size < 1) return DS_BAD_ARGUMENT;
+  if (!usable(exec) || a->struct_size < sizeof(*a) || a->numel < 0) return DS_BAD_ARGUMENT;
   if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
-  const int64_t unit = codes_per_unit(a->format);
-  if (unit == 0 || a->group_size % unit != 0) return DS_BAD_ARGUMENT;
-  const bool integers = a->format == DS_FORMAT_INT8 || a->format == DS_FORMAT_INT4;
-  if (a->scaling == DS_SCALING_SYMMETRIC) return DS_OK;
-  return a->scaling == (integers ? DS_SCALING_ASYMMETRIC : DS_SCALING_POWER_OF_TWO) ? DS_OK : DS_BAD_ARGUMENT;
+  return groups_fit(a->format, a->scaling, a->group_size) ? DS_OK : DS_BAD_ARGUMENT;
 }
 
 // Work-items of a group: a power of two, so that each has a few elements.
@@ -40,17 +49,92 @@ int32_t lanes_for(int64_t group_size) {
   return lanes;
 }
 
+// One tensor, or one chunk of it, to codes.
+int32_t quantize_run(const ds_exec* exec, const ds_quantize_args& a) {
+  const int32_t lanes = lanes_for(a.group_size);
+  return launch<kernels::quantize>(exec, ceil_div(ceil_div(a.numel, a.group_size), kGroup / lanes), a.dtype, a.format,
+                                   a.scaling, lanes, a.numel, a.group_size, static_cast<int32_t>(a.rounding_seed >= 0),
+                                   rounding_keys(a.rounding_seed, 0), a.rounding_offset, a.x, a.q, a.scales, a.zeros);
+}
+
+// The sum of the chunks of all ranks; arguments of the two ops begin alike.
+template <typename Arguments>
+int32_t reduce_run(const ds_exec* exec, const Arguments& a, int32_t dtype, void* y) {
+  const auto unit = static_cast<int32_t>(codes_per_unit(a.format));
+  return launch<kernels::quantized_reduce>(
+      exec, groups_for(ceil_div(a.numel, unit)), dtype, a.format, a.scaling, a.average, unit, a.ranks, a.numel,
+      a.group_size, packed_bytes(a.format, a.numel), ceil_div(a.numel, a.group_size), a.q, a.scales, a.zeros, y);
+}
+
 }  // namespace
 
 int32_t quantize(const void* arguments, const ds_exec* exec) {
   const auto* a = static_cast<const ds_quantize_args*>(arguments);
   const int32_t refused = refusal(a, exec);
-  if (refused != DS_OK) return refused;
-  const int32_t lanes = lanes_for(a->group_size);
-  return launch<kernels::quantize>(exec, ceil_div(ceil_div(a->numel, a->group_size), kGroup / lanes), a->dtype,
-                                   a->format, a->scaling, lanes, a->numel, a->group_size,
-                                   static_cast<int32_t>(a->rounding_seed >= 0), rounding_keys(a->rounding_seed, 0),
-                                   a->rounding_offset, a->x, a->q, a->scales, a->zeros);
+  return refused != DS_OK ? refused : quantize_run(exec, *a);
+}
+
+int32_t quantized_reduce(const void* arguments, const ds_exec* exec) {
+  const auto* a = static_cast<const ds_quantized_reduce_args*>(arguments);
+  const int32_t refused = refusal(a, exec);
+  if (refused != DS_OK || a->ranks < 1) return refused != DS_OK ? refused : DS_BAD_ARGUMENT;
+  return reduce_run(exec, *a, a->dtype, a->y);
+}
+
+uint64_t quantized_reduce_quantize_workspace(const void* arguments) {
+  const auto* a = static_cast<const ds_quantized_reduce_quantize_args*>(arguments);
+  return a->numel > 0 ? static_cast<uint64_t>(a->numel) * sizeof(float) : 0;
+}
+
+int32_t quantized_reduce_quantize(const void* arguments, const ds_exec* exec) {
+  const auto* a = static_cast<const ds_quantized_reduce_quantize_args*>(arguments);
+  if (!usable(exec) || a->struct_size < sizeof(*a) || a->numel < 0 || a->ranks < 1) return DS_BAD_ARGUMENT;
+  if (!groups_fit(a->format, a->scaling, a->group_size)) return DS_BAD_ARGUMENT;
+  if (!groups_fit(a->out_format, a->out_scaling, a->out_group_size)) return DS_BAD_ARGUMENT;
+  if (exec->workspace_bytes < quantized_reduce_quantize_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
+  const int32_t status = reduce_run(exec, *a, DS_F32, exec->workspace);
+  if (status != DS_OK) return status;
+  ds_quantize_args out = {};
+  out.dtype = DS_F32;
+  out.format = a->out_format;
+  out.scaling = a->out_scaling;
+  out.numel = a->numel;
+  out.group_size = a->out_group_size;
+  out.rounding_seed = a->rounding_seed;
+  out.rounding_offset = a->rounding_offset;
+  out.x = exec->workspace;
+  out.q = a->out_q;
+  out.scales = a->out_scales;
+  out.zeros = a->out_zeros;
+  return quantize_run(exec, out);
+}
+
+int32_t swizzle_quantize(const void* arguments, const ds_exec* exec) {
+  const auto* a = static_cast<const ds_swizzle_quantize_args*>(arguments);
+  if (!usable(exec) || a->struct_size < sizeof(*a) || a->nodes < 1 || a->ranks_per_node < 1 || a->chunk < 0) {
+    return DS_BAD_ARGUMENT;
+  }
+  if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
+  if (!groups_fit(a->format, a->scaling, a->group_size)) return DS_BAD_ARGUMENT;
+  const int64_t groups = ceil_div(a->chunk, a->group_size);
+  for (int64_t from = 0; from < a->nodes * a->ranks_per_node; ++from) {
+    const int64_t to = from % a->ranks_per_node * a->nodes + from / a->ranks_per_node;
+    ds_quantize_args one = {};
+    one.dtype = a->dtype;
+    one.format = a->format;
+    one.scaling = a->scaling;
+    one.numel = a->chunk;
+    one.group_size = a->group_size;
+    one.rounding_seed = a->rounding_seed;
+    one.rounding_offset = a->rounding_offset + from * a->chunk;
+    one.x = static_cast<const char*>(a->x) + from * a->chunk * (a->dtype == DS_F32 ? 4 : 2);
+    one.q = static_cast<char*>(a->q) + to * packed_bytes(a->format, a->chunk);
+    one.scales = static_cast<char*>(a->scales) + to * groups * (a->scaling == DS_SCALING_POWER_OF_TWO ? 1 : 4);
+    one.zeros = a->scaling == DS_SCALING_ASYMMETRIC ? a->zeros + to * groups : nullptr;
+    const int32_t status = quantize_run(exec, one);
+    if (status != DS_OK) return status;
+  }
+  return DS_OK;
 }
 
 int32_t dequantize(const void* arguments, const ds_exec* exec) {

@@ -33,6 +33,9 @@
   row("cross_entropy_", cross_entropy_in_place, nullptr)                                         \
   row("quantize", quantize, nullptr)                                                             \
   row("dequantize", dequantize, nullptr)                                                         \
+  row("quantized_reduce", quantized_reduce, nullptr)                                             \
+  row("quantized_reduce_quantize", quantized_reduce_quantize, quantized_reduce_quantize_workspace) \
+  row("swizzle_quantize", swizzle_quantize, nullptr)                                             \
   row("gather_rows", gather_rows, nullptr)                                                       \
   row("replace_rows", replace_rows, nullptr)                                                     \
   row("scatter_rows", scatter_rows, scatter_rows_workspace)                                      \
@@ -51,6 +54,7 @@ DSK_OPS(DSK_DECLARE)
 uint64_t sum_of_squares_workspace(const void* arguments);
 uint64_t rms_norm_backward_workspace(const void* arguments);
 uint64_t layer_norm_backward_workspace(const void* arguments);
+uint64_t quantized_reduce_quantize_workspace(const void* arguments);
 uint64_t scatter_rows_workspace(const void* arguments);
 uint64_t combine_rows_backward_workspace(const void* arguments);
 

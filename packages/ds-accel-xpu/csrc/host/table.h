@@ -27,6 +27,7 @@
   row(loss, cross_entropy_in_place, "iffflllppp")                    \
   row(quantize, quantize, "iiiillillpppp")                           \
   row(quantize, dequantize, "iiillpppp")                             \
+  row(quantize, quantized_reduce, "iiiiilllllpppp")                  \
   row(tokens, check_index, "pllllp")                                 \
   row(tokens, gather_rows, "llllppp")                                \
   row(tokens, replace_rows, "llllpppp")                              \

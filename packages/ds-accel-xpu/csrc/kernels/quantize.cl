@@ -155,3 +155,35 @@ kernel void dequantize(int dtype, int format, int scaling, long numel, long grou
 #define DSK_READ(Format) read_codes<Format>(dtype, scaling, numel, group_size, q, scales, zeros, x)
   DSK_FOR_FORMAT(format, DSK_READ)
 }
+
+// One more rank's codes of a unit added to sums.
+template <class Format>
+static inline void add_codes(const global uchar* q, float scale, int zero, long unit, float* sums) {
+  const int per_unit = Format::kBits == 8 ? 1 : Format::kBits == 4 ? 2 : 4;
+  const int bytes = Format::kBits == 6 ? 3 : 1;
+  uint word = 0u;
+  for (int byte = 0; byte < bytes; ++byte) word |= (uint)q[unit * bytes + byte] << (8 * byte);
+  for (int k = 0; k < per_unit; ++k) {
+    sums[k] += Format::decode((word >> (Format::kBits * k)) & ((1u << Format::kBits) - 1u), zero) * scale;
+  }
+}
+
+// The sum of what ranks sent, in their order; rows of codes are `row_bytes` apart, rows of scales `groups`.
+kernel void quantized_reduce(int dtype, int format, int scaling, int average, int per_unit, long ranks, long numel,
+                             long group_size, long row_bytes, long groups, const global uchar* q,
+                             const global void* scales, const global char* zeros, global void* y) {
+  for (long unit = item(); unit * per_unit < numel; unit += items()) {
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (long rank = 0; rank < ranks; ++rank) {
+      const long group = rank * groups + unit * per_unit / group_size;
+      const float scale = scaling == kPowerOfTwo ? e8m0_to_float((uint)((const global uchar*)scales)[group])
+                                                 : ((const global float*)scales)[group];
+      const int zero = scaling == kAsymmetric ? (int)zeros[group] : 0;
+#define DSK_ADD(Format) add_codes<Format>(q + rank * row_bytes, scale, zero, unit, sums)
+      DSK_FOR_FORMAT(format, DSK_ADD)
+    }
+    for (int k = 0; k < per_unit && unit * per_unit + k < numel; ++k) {
+      store(dtype, y, unit * per_unit + k, average != 0 ? divide(sums[k], (float)ranks) : sums[k]);
+    }
+  }
+}
