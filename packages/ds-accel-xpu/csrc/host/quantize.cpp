@@ -1,4 +1,4 @@
-// quantize, dequantize, their use in collectives, and linear_weight_only.
+// quantize, dequantize, their use in collectives, and linear layers with quantized weights.
 #include "rows.h"
 
 namespace dsk {
@@ -161,6 +161,42 @@ int32_t linear_weight_only(const void* arguments, const ds_exec* exec) {
   return launch<kernels::linear_weight_only>(exec, ceil_div(a->outputs, kOutputs) * ceil_div(a->rows, kRows), a->dtype,
                                              a->bits, a->format, a->rows, a->inputs, a->outputs, a->group_size, a->x,
                                              a->codes, a->scales, a->zeros, a->bias, a->y);
+}
+
+uint64_t linear_w8a8_workspace(const void* arguments) {
+  const auto* a = static_cast<const ds_linear_args*>(arguments);
+  if (a->rows <= 0 || a->inputs <= 0) return 0;
+  return static_cast<uint64_t>(a->rows) * (sizeof(float) + static_cast<uint64_t>(a->inputs));
+}
+
+int32_t linear_w8a8(const void* arguments, const ds_exec* exec) {
+  constexpr int64_t kTile = 16;                // rows and outputs of a work-group; csrc/kernels/matmul.cl says the same
+  constexpr int64_t kMostInputs = 128 * 1024;  // of a group, so that its sum fits 32 bits
+  const auto* a = static_cast<const ds_linear_args*>(arguments);
+  if (!usable(exec) || a->struct_size < sizeof(*a)) return DS_BAD_ARGUMENT;
+  if (a->rows < 0 || a->inputs < 1 || a->outputs < 0 || a->group_size < 1 || a->format != 0) return DS_BAD_ARGUMENT;
+  if (a->bits != 8 && a->bits != 4) return DS_BAD_ARGUMENT;
+  if (a->group_size < a->inputs && a->group_size % 8 != 0) return DS_BAD_ARGUMENT;
+  const int64_t group_size = a->group_size < a->inputs ? a->group_size : a->inputs;
+  if (group_size > kMostInputs) return DS_BAD_ARGUMENT;
+  if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
+  if (exec->workspace_bytes < linear_w8a8_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
+  auto* factors = static_cast<float*>(exec->workspace);
+  ds_quantize_args rows = {};
+  rows.dtype = a->dtype;
+  rows.format = DS_FORMAT_INT8;
+  rows.scaling = DS_SCALING_SYMMETRIC;
+  rows.numel = a->rows * a->inputs;
+  rows.group_size = a->inputs;
+  rows.rounding_seed = -1;
+  rows.x = a->x;
+  rows.q = factors + a->rows;
+  rows.scales = factors;
+  const int32_t status = quantize_run(exec, rows);
+  if (status != DS_OK) return status;
+  return launch<kernels::linear_w8a8>(exec, ceil_div(a->outputs, kTile) * ceil_div(a->rows, kTile), a->dtype, a->bits,
+                                      a->rows, a->inputs, a->outputs, group_size, rows.q, factors, a->codes, a->scales,
+                                      a->zeros, a->bias, a->y);
 }
 
 }  // namespace dsk

@@ -42,7 +42,8 @@
   row("scatter_rows_backward", scatter_rows_backward, nullptr)                                   \
   row("combine_rows", combine_rows, nullptr)                                                     \
   row("combine_rows_backward", combine_rows_backward, combine_rows_backward_workspace)           \
-  row("linear_weight_only", linear_weight_only, nullptr)
+  row("linear_weight_only", linear_weight_only, nullptr)                                         \
+  row("linear_w8a8", linear_w8a8, linear_w8a8_workspace)
 // clang-format on
 
 namespace dsk {
@@ -54,6 +55,7 @@ DSK_OPS(DSK_DECLARE)
 uint64_t sum_of_squares_workspace(const void* arguments);
 uint64_t rms_norm_backward_workspace(const void* arguments);
 uint64_t layer_norm_backward_workspace(const void* arguments);
+uint64_t linear_w8a8_workspace(const void* arguments);
 uint64_t quantized_reduce_quantize_workspace(const void* arguments);
 uint64_t scatter_rows_workspace(const void* arguments);
 uint64_t combine_rows_backward_workspace(const void* arguments);

@@ -36,5 +36,6 @@
   row(tokens, scatter_rows_backward, "iillllpppppp")                 \
   row(tokens, combine_rows, "iillllpppp")                            \
   row(tokens, combine_rows_weights, "iillllpppp")                    \
-  row(matmul, linear_weight_only, "iiillllpppppp")
+  row(matmul, linear_weight_only, "iiillllpppppp")                   \
+  row(matmul, linear_w8a8, "iillllppppppp")
 // clang-format on

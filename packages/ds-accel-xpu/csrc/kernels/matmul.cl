@@ -104,3 +104,42 @@ kernel void linear_weight_only(int dtype, int bits, int format, long rows, long 
     }
   }
 }
+
+// linear_w8a8: rows of int8 with a factor each, times int8 or int4 weights. Sums of a group are exact in 32 bits, and
+// groups are added in order, so the bits are those of the reference. An item makes one element of y; a work-group 16
+// outputs of 16 rows.
+kernel void linear_w8a8(int dtype, int bits, long rows, long inputs, long outputs, long group_size,
+                        const global char* q, const global float* factors, const global uchar* codes,
+                        const global float* scales, const global char* zeros, const global float* bias,
+                        global void* y) {
+  const long output = (long)get_local_id(0) % kOutputs;
+  const long blocks = (outputs + kOutputs - 1) / kOutputs;
+  const long bundles = (rows + kSlices - 1) / kSlices;
+  const long block_bytes = (inputs + 63) / 64 * 64 * kOutputs * bits / 8;
+  for (long unit = (long)get_group_id(0); unit < blocks * bundles; unit += (long)get_num_groups(0)) {
+    const long block = unit % blocks;
+    const long row = unit / blocks * kSlices + (long)get_local_id(0) / kOutputs;
+    const long column = block * kOutputs + output;
+    if (row >= rows || column >= outputs) continue;
+    const global uint* words = (const global uint*)(codes + block * block_bytes);
+    const int offset = bits == 8 ? 128 : 8;
+    float total = 0.0f;
+    for (long first = 0; first < inputs; first += group_size) {
+      const long at = first / group_size * blocks * kOutputs + column;
+      const int zero = offset + (zeros != 0 ? (int)zeros[at] : 0);
+      const long end = min(inputs, first + group_size);
+      int sum = 0;
+      for (long input = first; input < end; input += kStep) {
+        uint found[kStep];
+        read_codes(bits, words, output, input, found);
+        for (int k = 0; k < kStep && input + k < end; ++k) {
+          sum += ((int)found[k] - zero) * (int)q[row * inputs + input + k];
+        }
+      }
+      total += scales[at] * (float)sum;
+    }
+    float value = total * factors[row];
+    if (bias != 0) value += bias[column];
+    store(dtype, y, row * outputs + column, value);
+  }
+}

@@ -45,6 +45,7 @@ _OPS = (
     "combine_rows",
     "combine_rows_backward",
     "linear_weight_only",
+    "linear_w8a8",
 )
 
 
