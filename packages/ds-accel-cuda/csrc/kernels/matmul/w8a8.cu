@@ -131,7 +131,7 @@ DSK_DEVICE void add_piece(const ds_linear_args& a, const Layout& s, const Quanti
 }
 
 template <class Weights, int kRows>
-__global__ void __launch_bounds__(kSlots* kBlockOutputs) few_rows(ds_linear_args a, Layout s, QuantizedRows rows) {
+__global__ void __launch_bounds__(kSlots* kBlockOutputs, 3) few_rows(ds_linear_args a, Layout s, QuantizedRows rows) {
   DSK_SHARED(int32_t, partial, [kSlots][kRows][kBlockOutputs]);
   const int slots = static_cast<int>(blockDim.x) / kBlockOutputs;
   const int lane = static_cast<int>(threadIdx.x) % kBlockOutputs;

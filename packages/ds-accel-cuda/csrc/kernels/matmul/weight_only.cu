@@ -19,23 +19,29 @@ constexpr int kFewRows = 8;
 // -----------------------------
 
 constexpr int kSlots = 16;
-constexpr int kSlotStride = kChunk + 4;  // so that the chunks of a warp lie in different banks
+// Eights of weights that a thread asks for before it uses the first, as registers allow.
+template <int kRows>
+constexpr int kAhead = kRows < 4 ? 8 : 4;
+
+// The inputs of chunks, for each row; padded so that the chunks of a warp lie in different banks.
+template <int kRows>
+using Staged = Four<float>[kRows][kSlots][kChunk / 4 + 1];
 
 // The inputs of `slots` chunks, as floats in shared memory; zeros where there is none.
 template <int kRows>
-DSK_DEVICE void stage_rows(const ds_linear_args& a, int64_t row, int64_t begin, int slots,
-                           float (&x)[kRows][kSlots][kSlotStride]) {
-  for (int i = threadIdx.x; i < kRows * slots * (kChunk / kVector); i += blockDim.x) {
-    const int eight = i % (kChunk / kVector);
-    const int slot = i / (kChunk / kVector) % slots;
-    const int r = i / (kChunk / kVector) / slots;
+DSK_DEVICE void stage_rows(const ds_linear_args& a, int64_t row, int64_t begin, int slots, Staged<kRows>& x) {
+  constexpr int kEights = kChunk / kVector;
+  for (int i = threadIdx.x; i < kRows * slots * kEights; i += blockDim.x) {
+    const int eight = i % kEights;
+    const int slot = i / kEights % slots;
+    const int r = i / kEights / slots;
     const int64_t input = begin + slot * kChunk + eight * kVector;
     float values[kVector] = {};
     if (row + r < a.rows && input < a.inputs) {
       load8(a.dtype, a.x, (row + r) * a.inputs + input, a.inputs - input, values);
     }
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) x[r][slot][eight * kVector + j] = values[j];
+    for (int j = 0; j < kVector; ++j) x[r][slot][2 * eight + j / 4].values[j % 4] = values[j];
   }
 }
 
@@ -45,14 +51,13 @@ class Group {
   DSK_DEVICE Group(const ds_linear_args& a, const Layout& s, int input, int64_t output, float code_zero)
       : a_(a), s_(s), code_zero_(code_zero) {
     const int group = input / s.group_size;
-    left_ = (group + 1) * s.group_size - input;
+    end_ = (group + 1) * s.group_size;
     place_ = group * s.padded_outputs + output;
     read();
   }
-  DSK_DEVICE void advance(int inputs) {
-    left_ -= inputs;
-    if (left_ > 0) return;
-    left_ = s_.group_size;
+  DSK_DEVICE void move_to(int input) {
+    if (input < end_) return;
+    end_ += s_.group_size;
     place_ += s_.padded_outputs;
     read();
   }
@@ -67,48 +72,62 @@ class Group {
   const ds_linear_args& a_;
   const Layout& s_;
   const float code_zero_;
-  int left_;
+  int end_;
   int64_t place_;
   float scale_;
   float zero_;
 };
 
-// Adds up to eight inputs to the sums of kRows rows.
+// Adds n of eight inputs to the sums of kRows rows.
 template <class Weights, int kRows>
-DSK_DEVICE void add_eight(const typename Weights::Words& words, float scale, float zero, int n,
-                          const float (&x)[kRows][kSlots][kSlotStride], int slot, int at, float (&sums)[kRows]) {
+DSK_DEVICE void add_eight(const typename Weights::Words& words, const Group& group, int n, const Staged<kRows>& x,
+                          int slot, int at, float (&sums)[kRows]) {
+  float weights[kVector];
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) {
-    if (j >= n) break;
-    const float weight = Weights::value(words, j, zero) * scale;
+  for (int j = 0; j < kVector; ++j) weights[j] = Weights::value(words, j, group.zero()) * group.scale();
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) sums[r] = fmaf(x[r][slot][at + j], weight, sums[r]);
+  for (int r = 0; r < kRows; ++r) {
+    float values[kVector];
+    read_line(x[r][slot], at, values);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      if (j < n) sums[r] = fmaf(values[j], weights[j], sums[r]);
+    }
   }
 }
 
 template <class Weights, int kRows>
-DSK_DEVICE void add_chunk(const ds_linear_args& a, const Layout& s, int begin, int64_t output,
-                          const float (&x)[kRows][kSlots][kSlotStride], int slot, float (&sums)[kRows]) {
+DSK_DEVICE void add_chunk(const ds_linear_args& a, const Layout& s, int begin, int64_t output, const Staged<kRows>& x,
+                          int slot, float (&sums)[kRows]) {
   const int end = begin + kChunk < s.inputs ? begin + kChunk : s.inputs;
   const uint8_t* block = a.codes + output / kBlockOutputs * s.block_bytes;
   const int lane = static_cast<int>(output % kBlockOutputs);
   Group group(a, s, begin, output, Weights::kZero);
+  constexpr int kEights = kAhead<kRows>;
   int input = begin;
-#pragma unroll 4
-  for (; input + kVector <= end; input += kVector) {
-    const typename Weights::Words words = Weights::fetch(block, input, lane, s.whole_words);
-    add_eight<Weights, kRows>(words, group.scale(), group.zero(), kVector, x, slot, input - begin, sums);
-    if (input + kVector < end) group.advance(kVector);
+#pragma unroll 1
+  for (; input + kEights * kVector <= end; input += kEights * kVector) {
+    typename Weights::Words words[kEights];
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) words[i] = Weights::fetch(block, input + i * kVector, lane, s.whole_words);
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      const int here = input + i * kVector;
+      group.move_to(here);
+      add_eight<Weights, kRows>(words[i], group, kVector, x, slot, here - begin, sums);
+    }
   }
-  if (input < end) {
+#pragma unroll 1
+  for (; input < end; input += kVector) {
+    group.move_to(input);
     const typename Weights::Words words = Weights::fetch(block, input, lane, s.whole_words);
-    add_eight<Weights, kRows>(words, group.scale(), group.zero(), end - input, x, slot, input - begin, sums);
+    add_eight<Weights, kRows>(words, group, end - input, x, slot, input - begin, sums);
   }
 }
 
 template <class Weights, int kRows>
-__global__ void __launch_bounds__(kSlots* kBlockOutputs) few_rows(ds_linear_args a, Layout s) {
-  DSK_SHARED(float, x, [kRows][kSlots][kSlotStride]);
+__global__ void __launch_bounds__(kSlots* kBlockOutputs, 2) few_rows(ds_linear_args a, Layout s) {
+  DSK_SHARED(Four<float>, x, [kRows][kSlots][kChunk / 4 + 1]);
   DSK_SHARED(float, partial, [kSlots][kRows][kBlockOutputs]);
   const int slots = static_cast<int>(blockDim.x) / kBlockOutputs;
   const int lane = static_cast<int>(threadIdx.x) % kBlockOutputs;

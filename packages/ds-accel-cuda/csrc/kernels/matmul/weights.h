@@ -33,7 +33,7 @@ inline Layout layout_of(const ds_linear_args& a) {
 }
 
 inline int32_t check(const ds_linear_args* a, const ds_exec* exec) {
-  constexpr int64_t kMost = int64_t{1} << 30;
+  constexpr int64_t kMost = int64_t{1} << 29;
   if (!is_valid(a, exec)) return DS_BAD_ARGUMENT;
   if (a->rows < 0 || a->inputs < 1 || a->inputs > kMost || a->outputs < 0 || a->group_size < 1) return DS_BAD_ARGUMENT;
   if (a->group_size < a->inputs && a->group_size % 8 != 0) return DS_BAD_ARGUMENT;

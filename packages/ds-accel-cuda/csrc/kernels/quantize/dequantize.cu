@@ -12,7 +12,7 @@ DSK_DEVICE float group_scale(const ds_dequantize_args& a, int64_t group) {
 }
 
 template <class Format>
-__global__ void __launch_bounds__(kThreads) dequantize_eights(ds_dequantize_args a) {
+__global__ void __launch_bounds__(kThreads, 4) dequantize_eights(ds_dequantize_args a) {
   DSK_GRID_STRIDE(eight, ceil_div(a.numel, kVector)) {
     const int64_t first = eight * kVector;
     const int64_t n = a.numel - first;

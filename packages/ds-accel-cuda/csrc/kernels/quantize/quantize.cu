@@ -40,7 +40,7 @@ DSK_DEVICE void write8(const ds_quantize_args& a, const Scale& s, const float (&
 }
 
 template <class Format, bool kStochastic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     quantize_groups(ds_quantize_args a, Rounding rounding, int width, int64_t groups) {
   const Team team(width);
   const bool is_signed = a.scaling == DS_SCALING_ASYMMETRIC;
@@ -84,7 +84,7 @@ DSK_DEVICE void for_slice(const ds_quantize_args& a, int64_t slice, int64_t slic
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     widen_ranges(ds_quantize_args a, Range* ranges, int64_t slices_of_group, int64_t slices) {
   const Team team(kThreads);
   const bool is_signed = a.scaling == DS_SCALING_ASYMMETRIC;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Format, bool kStochastic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     encode_slices(ds_quantize_args a, Rounding rounding, const Range* ranges, int64_t slices_of_group, int64_t slices) {
   for (int64_t slice = blockIdx.x; slice < slices; slice += gridDim.x) {
     const int64_t group = slice / slices_of_group;

@@ -32,7 +32,7 @@ DSK_DEVICE bool rises(const ds_replace_rows_args& a) {
 
 // Each row of y once, from base or, where the index names it, from x.
 template <typename Unit>
-__global__ void __launch_bounds__(kThreads) replace(ds_replace_rows_args a, int64_t units, int lanes) {
+__global__ void __launch_bounds__(kThreads, 3) replace(ds_replace_rows_args a, int64_t units, int lanes) {
   if (!rises(a)) report_bad_index();
   for_my_rows(a.batch * a.rows, lanes, [&](int64_t to, int64_t first, int64_t step) {
     const int64_t b = to / a.rows;
