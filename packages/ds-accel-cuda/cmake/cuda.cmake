@@ -1,7 +1,7 @@
-# dsk_add_cuda(<toolkit JSON> <sources>): libdsk_cuda<major>.so by calling nvcc, so that any toolkit will do, also one
-# that pip installed and CMake's own CUDA support does not find its way in.
+# dsk_add_cuda(<toolkit JSON> <architectures> <sources>): libdsk_cuda<major>.so by calling nvcc, so that any toolkit will
+# do, also one that pip installed and CMake's own CUDA support does not find its way in; or by calling Clang (toolkit12.py).
 #
-# Sets DSK_CUDA_MAJOR, DSK_CUDA_SASS and DSK_CUDA_PTX in the caller's scope.
+# Sets DSK_CUDA_MAJOR and DSK_CUDA_RECORD in the caller's scope.
 
 function(dsk_find_toolkit out asked)
   execute_process(
@@ -10,8 +10,16 @@ function(dsk_find_toolkit out asked)
   set(${out} "${said}" PARENT_SCOPE)
 endfunction()
 
-function(dsk_add_cuda toolkit sources)
-  foreach(key nvcc version major cudart archs)
+function(dsk_find_toolkit12 out clang)
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/toolkit12.py" "${clang}"
+            "${CMAKE_CURRENT_BINARY_DIR}/cuda12"
+    OUTPUT_VARIABLE said COMMAND_ERROR_IS_FATAL ANY)
+  set(${out} "${said}" PARENT_SCOPE)
+endfunction()
+
+function(dsk_add_cuda toolkit architectures sources)
+  foreach(key nvcc version major cudart archs root)
     string(JSON ${key} GET "${toolkit}" ${key})
   endforeach()
   string(REGEX MATCHALL "[0-9]+" known "${archs}")
@@ -19,7 +27,7 @@ function(dsk_add_cuda toolkit sources)
   # Machine code for each that was asked for. Portable code, which a driver compiles: a release has machine code for all
   # devices there are, so it is of the newest, for devices to come; another build has it of the oldest, for all others.
   set(chosen)
-  if(DSK_CUDA_ARCHITECTURES STREQUAL "release")
+  if("${architectures}" STREQUAL "release")
     foreach(arch 70 75 80 86 89 90 100 120)
       if(arch IN_LIST known)
         list(APPEND chosen ${arch})
@@ -27,31 +35,40 @@ function(dsk_add_cuda toolkit sources)
     endforeach()
     list(GET chosen -1 portable)
   else()
-    foreach(arch IN LISTS DSK_CUDA_ARCHITECTURES)
+    foreach(arch IN LISTS architectures)
       if(NOT arch IN_LIST known)
-        message(FATAL_ERROR "DSK_CUDA_ARCHITECTURES asks for ${arch}; CUDA ${version} knows ${known}")
+        message(FATAL_ERROR "Asked for compute capability ${arch}; CUDA ${version} knows ${known}")
       endif()
       list(APPEND chosen ${arch})
     endforeach()
     list(SORT chosen COMPARE NATURAL)
     list(GET chosen 0 portable)
   endif()
-  set(code)
-  foreach(arch IN LISTS chosen)
-    list(APPEND code -gencode arch=compute_${arch},code=sm_${arch})
-  endforeach()
-  list(APPEND code -gencode arch=compute_${portable},code=compute_${portable})
   list(TRANSFORM chosen PREPEND "sm_" OUTPUT_VARIABLE sass)
   string(JOIN " " target ${sass} compute_${portable})
 
   set(target_name dsk_cuda${major})
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/${target_name}")
   file(MAKE_DIRECTORY "${folder}")
-  set(flags -std=c++17 -O3 -fmad=false -ccbin "${CMAKE_CXX_COMPILER}" ${code} -Xptxas -v
-      -Xcompiler "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-ffp-contract=off"
+  set(flags
       "-I${CMAKE_CURRENT_SOURCE_DIR}/csrc" "-I${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels" "-I${DS_CORE_INCLUDE_DIR}"
       "-DDSK_TARGET=\"${target}\""
       "-DDSK_BUILD=\"CUDA ${version}, ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ds-accel-cuda ${SKBUILD_PROJECT_VERSION}\"")
+  if(nvcc MATCHES "clang")
+    list(APPEND flags -x cuda --cuda-path=${root} -Wno-unknown-cuda-version -Wno-unknown-attributes -std=c++17 -O3 -ffp-contract=off -fPIC
+         -fvisibility=hidden -fvisibility-inlines-hidden -Xcuda-ptxas -v)
+    foreach(arch IN LISTS chosen)
+      list(APPEND flags --offload-arch=sm_${arch})
+    endforeach()
+    list(APPEND flags --no-cuda-include-ptx=all --cuda-include-ptx=sm_${portable})
+  else()
+    list(APPEND flags -std=c++17 -O3 -fmad=false -ccbin "${CMAKE_CXX_COMPILER}" -Xptxas -v
+         -Xcompiler "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-ffp-contract=off")
+    foreach(arch IN LISTS chosen)
+      list(APPEND flags -gencode arch=compute_${arch},code=sm_${arch})
+    endforeach()
+    list(APPEND flags -gencode arch=compute_${portable},code=compute_${portable})
+  endif()
   set(objects)
   set(spoken)
   foreach(source IN LISTS sources)
