@@ -183,10 +183,9 @@ def sources() -> list[str]:
 
 def native_sources() -> list[str]:
     """C and C++ of every package, without what a build left."""
+    kinds = ("h", "hpp", "c", "cpp", "cu", "cl")
     places = ("packages/*/**", "examples/vendor-plugin/csrc")
-    found = [
-        path for kind in ("h", "hpp", "c", "cpp", "cu") for place in places for path in ROOT.glob(f"{place}/*.{kind}")
-    ]
+    found = [path for kind in kinds for place in places for path in ROOT.glob(f"{place}/*.{kind}")]
     return sorted(str(path) for path in found if "build" not in path.relative_to(ROOT).parts)
 
 
