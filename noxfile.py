@@ -146,9 +146,17 @@ def build_wheels(session: nox.Session, dists: Sequence[str], *settings: str) -> 
         if is_native(dist):
             command.append(f"--config-settings=build-dir={work / dist / '{wheel_tag}'}")
             command += [f"--config-settings={setting}" for setting in settings]
-        session.run("python", "-m", *command, "-w", str(house / dist), str(PACKAGES[dist]))
+        session.run("python", "-m", *command, "-w", str(house / dist), str(PACKAGES[dist]), env=compiler_cache())
         (wheel,) = (house / dist).glob("*.whl")
         session.install("--no-index", "--no-deps", "--force-reinstall", str(wheel))
+
+
+def compiler_cache() -> dict[str, str]:
+    """Variables that make CMake use ccache where it is installed; paths are kept relative, so any checkout will do."""
+    if shutil.which("ccache") is None:
+        return {}
+    names = ("CMAKE_C_COMPILER_LAUNCHER", "CMAKE_CXX_COMPILER_LAUNCHER")
+    return {**dict.fromkeys(names, "ccache"), "CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
 
 
 def install_wheels(
