@@ -8,8 +8,8 @@ from ds_core.accelerator.contract import Accelerator, Capability, MemorySnapshot
 from ds_core.accelerator.host import HostAccelerator
 from ds_core.accelerator.host_event import HostEvent
 from ds_core.accelerator.host_half import host_half
-from ds_core.accelerator.probing import Candidate, candidates
 from ds_core.accelerator.selection import Selection, choose, current, in_use, select
+from ds_core.plugins.probing import Candidate, candidates
 
 __all__ = [
     "Accelerator",

@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from ds_core.accelerator.probing import Candidate, candidates
 from ds_core.errors import AcceleratorError, AcceleratorFallbackError
 from ds_core.plugins import RESERVED, PluginManager, PluginRecord, PluginState
+from ds_core.plugins.probing import Candidate, candidates
 from ds_core.plugins.scan import normalize
 from ds_core.plugins.switches import flag
 

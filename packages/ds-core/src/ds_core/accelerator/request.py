@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ds_core.accelerator.probing import Candidate, candidates
 from ds_core.errors import AcceleratorError, PluginConflictError, did_you_mean
 from ds_core.plugins import RESERVED, PluginManager, PluginRecord, PluginState
+from ds_core.plugins.probing import Candidate, candidates
 from ds_core.plugins.scan import normalize
 
 __all__ = ["by_request"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from ds_core.accelerator.automatic import automatic
 from ds_core.accelerator.contract import Accelerator
-from ds_core.accelerator.probing import Candidate, node_exists
 from ds_core.accelerator.request import by_request
 from ds_core.errors import AcceleratorError
 from ds_core.plugins import PluginManager, PluginState, load_ref
 from ds_core.plugins import manager as process_manager
+from ds_core.plugins.probing import Candidate, node_exists
 
 __all__ = ["Selection", "choose", "current", "in_use", "instantiate", "select"]
 

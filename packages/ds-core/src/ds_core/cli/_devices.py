@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ds_core.accelerator.probing import Candidate, candidates, node_exists
 from ds_core.errors import DsError
 from ds_core.hooks import DeviceFacts, ReportRow
 from ds_core.ops.registry import Implementation, implementations
 from ds_core.ops.table import OPS
 from ds_core.plugins import PluginManager, PluginState, load_ref
+from ds_core.plugins.probing import Candidate, candidates, node_exists
 
 __all__ = ["device_rows"]
 

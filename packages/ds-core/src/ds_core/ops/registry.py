@@ -197,8 +197,8 @@ def _served_here(offered: list[Provided[OpImpl]], manager: PluginManager | None)
     """Those for this machine: of accelerators that share the device type, the usable one's."""
     if not any(provided.item.accelerator for provided in offered):
         return offered
-    from ds_core.accelerator.probing import candidates
     from ds_core.plugins import manager as installed
+    from ds_core.plugins.probing import candidates
 
     usable = {candidate.entry.name for candidate in candidates(manager or installed()) if candidate.is_usable}
     return [provided for provided in offered if provided.item.accelerator in ("", *usable)]

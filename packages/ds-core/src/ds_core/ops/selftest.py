@@ -32,11 +32,11 @@ def distrust(name: str, kernel: Callable[..., Any], device_type: str) -> str | N
 
     None when it agrees. Takes some milliseconds, and synchronizes.
     """
-    from ds_core.testing import op_cases
+    from ds_core.ops import conformance
 
-    for case in _small(op_cases.cases(name)):
+    for case in _small(conformance.cases(name)):
         try:
-            op_cases.check_kernel(name, case, kernel, device_type)
+            conformance.check_kernel(name, case, kernel, device_type)
         except AssertionError as error:
             return f"it differs from the reference here: {error}"
         except Exception as error:  # noqa: BLE001 - whatever a kernel does wrong, the reference can do the work
