@@ -169,12 +169,11 @@ def build_engine(request: Request) -> Engine:
     accelerator.prepare()
     comm.init_distributed(distributed_port=request.distributed_port, accelerator=accelerator)
     accelerators.agree(accelerator, comm.gather_json, manager=manager)
+    device = _begin_device(accelerator)
     world_mesh, config = _resolve(raw, request.model, accelerator, manager)
     comm.configure(config)
     if config.training.log_level is not None:
         logging.getLogger("ds_core").setLevel(config.training.log_level.upper())
-    device = accelerator.device(comm.get_local_rank() % max(accelerator.device_count(), 1))
-    meet(device)
     module = _to_device(request.model, device)
     core = core_parts()
     build = Build(
@@ -211,6 +210,18 @@ def build_engine(request: Request) -> Engine:
         for row in config.rows():
             logger.info("%s = %s (%s)", row.key, row.value, row.origin)
     return engine
+
+
+def _begin_device(accelerator: Accelerator) -> torch.device:
+    """This rank's device, in use from here on; ranks share one where there are fewer devices.
+
+    Before the mesh is made, for torch's takes a device that is not in use yet and the local rank for its index.
+    """
+    index = comm.get_local_rank() % max(accelerator.device_count(), 1)
+    accelerator.set_device(index)
+    device = accelerator.device(index)
+    meet(device)
+    return device
 
 
 def _to_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:

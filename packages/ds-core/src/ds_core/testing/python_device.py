@@ -100,13 +100,20 @@ def load(name: str) -> None:
     """
     if _KEPT and _device_type() == name:
         return
+    begun: list[int] = []
+
+    def set_device(index: int | torch.device) -> None:
+        if index not in (0, torch.device(name, 0)):
+            raise RuntimeError(f"{name} has one device, index 0, got {index}")
+        begun.append(0)
+
     module = types.ModuleType(f"torch.{name}")
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
-        "is_initialized": lambda: True,
+        "is_initialized": lambda: bool(begun),
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": lambda index: None,
+        "set_device": set_device,
         "manual_seed_all": lambda seed: None,  # draws come from the host's generator, which is seeded too
         "_is_in_bad_fork": lambda: False,
     }
