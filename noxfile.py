@@ -10,6 +10,7 @@ Packages are found by glob under ``packages/``; nothing here names one, except t
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import graphlib
 import os
 import shutil
@@ -44,6 +45,9 @@ SANITIZED_TESTS = ("test_cpu_pool.py", "test_uring_engine.py")  # of ds-accel-cp
 QUICK_BUILD = ("cmake.define.DSK_ROCM_ARCHITECTURES=gfx90a",)  # not for all GPUs that a release serves
 TEST_BUILD = (*QUICK_BUILD, "cmake.define.DSK_EMULATE_SANITIZED=ON")
 RELEASE_BUILD = ("cmake.define.DSK_CUDA_ARCHITECTURES=release",)
+
+VENDORS = {"vendor-vulkan": "torchvulkan==0.2.1", "vendor-rgpu": "rgpu==0.1.1"}
+"""Examples over torch devices of strangers, and the package that brings the device."""
 
 QUIET_ENV = {
     "GLOO_SOCKET_IFNAME": "lo",
@@ -391,6 +395,41 @@ def sycl_runtime(session: nox.Session, release: str) -> Path:
         command = ["pip", "install", "--quiet", "--ignore-installed", "--prefix", str(folder)]
         session.run("python", "-m", *command, f"intel-sycl-rt=={release}")
     return folder
+
+
+@nox.session(default=False)
+def vendors(session: nox.Session) -> None:
+    """Train on torch devices of strangers through wheels of their own; needs Debian's software Vulkan driver.
+
+    One at a time, for torch has room for one such device. Arguments after ``--`` are names of examples.
+    """
+    driver = vulkan_driver(session)
+    dists = ("ds-core", "ds-zero", "ds-accel-cpu")
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *map(requirement_name, VENDORS.values()))
+    install_wheels(session, dists, "pytest", "pytest-timeout")
+    for example in session.posargs or VENDORS:
+        folder = ROOT / "examples" / example
+        # Without what it declares: rgpu asks for a later torch, and works with ours.
+        session.install("--no-deps", VENDORS[example])
+        install(session, *nox.project.load_toml(folder / "pyproject.toml")["build-system"]["requires"])
+        session.install("--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall", str(folder))
+        env = {**QUIET_ENV, "DS_PLUGINS_STRICT": "1", "VK_ICD_FILENAMES": str(driver)}
+        env["PYTHONPATH"] = str(folder / "tests")
+        session.run("pytest", "-q", "-p", "no:cacheprovider", "--timeout=600", str(folder / "tests"), env=env)
+        own = nox.project.load_toml(folder / "pyproject.toml")["project"]["name"]
+        backend = requirement_name(VENDORS[example])
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", own, backend)
+
+
+def vulkan_driver(session: nox.Session) -> Path:
+    """The file that names Mesa's software driver to the Vulkan loader; ends the session where either is missing."""
+    found = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
+    missing = [] if found else ["Mesa's software driver (mesa-vulkan-drivers)"]
+    if ctypes.util.find_library("vulkan") is None:
+        missing.append("the Vulkan loader libvulkan.so.1 (libvulkan1)")
+    if missing:
+        session.error(f"missing: {', '.join(missing)}; run: apt-get install mesa-vulkan-drivers libvulkan1")
+    return found[0]
 
 
 @nox.session(default=False)
