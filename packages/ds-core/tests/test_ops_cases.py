@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ds_core.ops import conformance
 from ds_core.ops.case import Exactness, Fill, Layout, OpCase, TensorSpec
 from ds_core.ops.registry import Resolved
 from ds_core.testing import op_cases
@@ -94,9 +95,9 @@ def test_check_finds_a_kernel_that_is_wrong_in_one_element(monkeypatch: pytest.M
         result.view(-1)[-1] += 1
         return result
 
-    right = op_cases.op("dequantize").definition()
+    right = conformance.op("dequantize").definition()
     wrong = Resolved("dequantize", "cpu", off, None, right.reference, "a wheel", set())
-    monkeypatch.setattr(op_cases, "resolve", lambda name, device_type: wrong)
+    monkeypatch.setattr(conformance, "resolve", lambda name, device_type: wrong)
     case = next(case for case in right.cases if case.name == "int8_symmetric_even_float32")
     with pytest.raises(
         AssertionError, match="dequantize, case int8_symmetric_even_float32, on cpu: output 0: 1 of 2048"
