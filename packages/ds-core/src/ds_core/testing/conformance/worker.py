@@ -52,7 +52,9 @@ def main(name: str, library: str = "") -> None:
         if library:
             bench: Bench = LibraryBench(Path(library), name)
         else:
-            bench = Bench(find_target(name, manager()), lambda inside: _say(told, {"entering": inside}))
+            target = find_target(name, manager())
+            os.environ["DS_ACCELERATOR"] = target.id  # as in a job: backends that torch loads by itself look at it
+            bench = Bench(target, lambda inside: _say(told, {"entering": inside}))
     except DsError as error:
         _say(told, {"ready": False, "error": str(error)})
         return

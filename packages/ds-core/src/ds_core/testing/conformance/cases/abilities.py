@@ -30,6 +30,7 @@ def streams(kit: Kit) -> None:
     accelerator = kit.accelerator
     stream = accelerator.stream()
     kit.expect(stream is not None, "a stream", stream)
+    kit.expect(accelerator.current_stream() is not None, "a current stream", accelerator.current_stream())
     x = torch.ones(1000, device=kit.device)
     accelerator.synchronize()
     with accelerator.use_stream(stream):
@@ -47,7 +48,7 @@ def events(kit: Kit) -> None:
     for _ in range(5):
         x = x @ x / 64
     second.record()
-    kit.accelerator.synchronize()
+    second.synchronize()
     elapsed_ms = first.elapsed_time(second)
     kit.expect(0.0 <= elapsed_ms < 60_000, "milliseconds of 0 or more", elapsed_ms)
 
@@ -57,7 +58,8 @@ def pinned_memory(kit: Kit) -> None:
     host = torch.arange(1000.0)
     pinned = kit.accelerator.pin(host)
     kit.expect(pinned.device.type == "cpu", "a host tensor", pinned.device)
-    kit.expect(pinned.is_pinned(), "is_pinned()", pinned.is_pinned())
+    kit.expect(kit.accelerator.is_pinned(pinned), "a page-locked tensor", kit.accelerator.is_pinned(pinned))
+    kit.expect(not kit.accelerator.is_pinned(host), "an ordinary tensor as it was", kit.accelerator.is_pinned(host))
     kit.expect_same(pinned, host, "the pinned copy")
     kit.expect_same(kit.accelerator.to_device(pinned), host, "a copy of pinned memory on the device")
 
@@ -129,6 +131,25 @@ def compile_backend(kit: Kit) -> None:
     kit.expect(name in known, f"one of {', '.join(known)}", name)
 
 
+@ABILITIES.case("GRAPHS: graph() captures work, and replay() does it again", _claims(Capability.GRAPHS))
+def graphs(kit: Kit) -> None:
+    accelerator = kit.accelerator
+    stream = accelerator.stream()
+    x = torch.ones(64, device=kit.device)
+    with accelerator.use_stream(stream):
+        for _ in range(3):  # what is made at a first call must not be captured
+            y = x * 2 + 1
+    accelerator.synchronize()
+    graph = accelerator.graph()
+    kit.expect(graph is not None, "a graph", graph)
+    with accelerator.use_stream(stream), graph:
+        y = x * 2 + 1
+    x.fill_(5)
+    graph.replay()
+    accelerator.synchronize()
+    kit.expect_same(y, torch.full((64,), 11.0), "what was captured, replayed on other values")
+
+
 @ABILITIES.case("ASYNC_IO: async_io() moves host tensors to and from files", _claims(Capability.ASYNC_IO))
 def async_io(kit: Kit) -> None:
     from ds_core.config.aio import AioSection
@@ -151,6 +172,7 @@ def no_stream(kit: Kit) -> None:
     _not_claimed(kit, Capability.STREAMS)
     stream = kit.accelerator.stream()
     kit.expect(stream is None, "None", stream)
+    kit.expect(kit.accelerator.current_stream() is None, "no current stream", kit.accelerator.current_stream())
     with kit.accelerator.use_stream(stream):
         y = torch.ones(4, device=kit.device) * 2
     kit.expect(y.cpu().tolist() == [2.0] * 4, "twos", y.cpu().tolist())
@@ -162,6 +184,7 @@ def host_events(kit: Kit) -> None:
     first, second = kit.accelerator.event(), kit.accelerator.event()
     first.record()
     second.record()
+    second.synchronize()
     kit.expect(first.elapsed_time(second) >= 0.0, "milliseconds of 0 or more", first.elapsed_time(second))
 
 
@@ -170,12 +193,19 @@ def unpinned(kit: Kit) -> None:
     _not_claimed(kit, Capability.PINNED_MEMORY)
     host = torch.arange(8.0)
     kit.expect(kit.accelerator.pin(host) is host, "the same tensor", "another")
+    kit.expect(not kit.accelerator.is_pinned(host), "an ordinary tensor", kit.accelerator.is_pinned(host))
 
 
 @DEFAULTS.case("without ALLOCATOR_STATS reset_peak_memory() answers False")
 def no_figures(kit: Kit) -> None:
     _not_claimed(kit, Capability.ALLOCATOR_STATS)
     kit.expect(kit.accelerator.reset_peak_memory() is False, "False", kit.accelerator.reset_peak_memory())
+
+
+@DEFAULTS.case("without GRAPHS graph() is None")
+def no_graph(kit: Kit) -> None:
+    _not_claimed(kit, Capability.GRAPHS)
+    kit.expect(kit.accelerator.graph() is None, "None", kit.accelerator.graph())
 
 
 @DEFAULTS.case("without COMPILE compile_backend() is None")

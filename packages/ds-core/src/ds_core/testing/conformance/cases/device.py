@@ -189,5 +189,5 @@ def memory_is_a_snapshot(kit: Kit) -> None:
     for index in (None, *range(kit.accelerator.device_count())):
         found = kit.accelerator.memory(index)
         kit.expect(isinstance(found, MemorySnapshot), "a MemorySnapshot", type(found))
-        for value in (found.allocated_bytes, found.peak_bytes, found.total_bytes):
+        for value in (found.allocated_bytes, found.peak_bytes, found.total_bytes, found.reserved_bytes):
             kit.expect(value is None or (type(value) is int and value >= 0), "bytes or None", found)

@@ -17,7 +17,8 @@ CHECKPOINT = Group("checkpoint", level=8)
 OFFLOAD = Group("offload", level=8)
 GROUPS = (CHECKPOINT, OFFLOAD)
 
-ZERO = Needs(capabilities=(Capability.STORAGE_ALIASING,), wheels=("ds-zero",))
+ZERO = Needs(wheels=("ds-zero",))
+ALIASING = Needs(capabilities=(Capability.STORAGE_ALIASING,))
 
 
 def _same_run(kit: Kit, dropout: bool) -> None:
@@ -87,7 +88,7 @@ def _allocated(kit: Kit) -> int:
     return int(kit.accelerator.memory().allocated_bytes or 0)
 
 
-@OFFLOAD.case("engine.offload_states() frees the device's memory, and reload_states() brings back every bit")
+@OFFLOAD.case("engine.offload_states() frees the device's memory, and reload_states() brings back every bit", ALIASING)
 def states_leave_and_come_back(kit: Kit) -> None:
     import ds_core
     from ds_core.testing.conformance import models

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ds_core.accelerator.contract import Capability
 from ds_core.testing.conformance.case import NOTHING, Group, Needs
 from ds_core.testing.conformance.kit import Kit
 from ds_core.testing.conformance.lazy import torch
@@ -27,7 +26,6 @@ LOW = {"bfloat16": 0.08, "float16": 0.02}
 """Of losses against a float32 run of the host."""
 
 ENGINE_MODELS = ("mlp", "reused", "tied", "frozen", "unused", "odd", "gpt")
-ALIASING = Needs(capabilities=(Capability.STORAGE_ALIASING,))
 
 
 def compare(kit: Kit, found: Trained, wanted: Trained, what: str, bound: float) -> None:
@@ -179,7 +177,7 @@ def _zero_needs(name: str) -> Needs:
     kind = name.partition(".")[2]
     wheels = () if name.startswith("data_parallel") else ("ds-zero",)
     dtypes = ("bfloat16",) if kind == "bfloat16" else ()
-    return Needs(capabilities=ALIASING.capabilities if wheels else (), dtypes=dtypes, wheels=wheels)
+    return Needs(dtypes=dtypes, wheels=wheels)
 
 
 ZERO.each(
