@@ -95,7 +95,6 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
   Softmax<Size> softmax;
   softmax.begin();
   for (int64_t first = range.first; first < range.last; first += Size::kOtherRows) {
-    __syncthreads();  // the values before, and their places, were read
     if (threadIdx.x < Size::kOtherRows) {
       const int64_t key = first + threadIdx.x;
       int64_t block = -1;
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(kTileThreads, kLeastBlocks) paged_kernel(const
       places[0][threadIdx.x] = block;
       places[1][threadIdx.x] = key % batch.block_size;
     }
-    __syncthreads();
+    __syncthreads();  // the values before were read; their places were, before the values were added up
     const auto row_in = [&](const Cache<const T>& cache) {
       return [&](int key) -> const T* {
         return places[0][key] < 0 ? nullptr : cache.row(places[0][key], places[1][key], kv_head);
