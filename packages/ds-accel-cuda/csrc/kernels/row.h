@@ -217,8 +217,13 @@ struct RowShape {
   static constexpr int kPacks = packs;
   static constexpr bool kLonger = longer;  // rows may be longer than the packs hold
   static constexpr int kBlock = Group::kBlock;
-  // Blocks that a multiprocessor should hold: 80 registers a thread, enough for no kernel here to spill.
+  // Blocks that a multiprocessor should hold: 80 registers a thread, enough for no kernel here to spill. HIP counts
+  // waves there, and has the registers.
+#if defined(__HIP_PLATFORM_AMD__)
+  static constexpr int kResident = 1;
+#else
   static constexpr int kResident = kBlock < 768 ? 768 / kBlock : 1;
+#endif
 
   // Blocks for `groups` groups, but not more than a device runs in a while.
   static unsigned blocks(int64_t groups) {
