@@ -66,7 +66,7 @@ DSK_DEVICE void update_block(const Pass<0>& pass, const States& states, const Ad
 }
 
 template <int kEach>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 2)
     adam8bit_kernel(const Pass<0> pass, const States states, const AdamUpdate update, int64_t blocks) {
   DSK_SHARED(CodeTrees, trees, );
   fill_trees(trees);

@@ -41,7 +41,7 @@ AdamUpdate adam_update(const Args& a) {
           a.square_weight,    a.decay,
           a.weight_decay,     a.eps,
           a.correction2_sqrt, a.negative_step_size,
-          a.adamw != 0,       a.lerp_weight < 0.5f && a.lerp_weight > -0.5f};
+          a.adamw != 0,       fabsf(a.lerp_weight) < 0.5f};
 }
 
 }  // namespace dsk
