@@ -57,7 +57,7 @@ class WorkerProcess:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env={**os.environ, **env},
+            env={"OMP_NUM_THREADS": "1", **os.environ, **env},  # as a rank has it: the host has other things to do
             start_new_session=True,
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
