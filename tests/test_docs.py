@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -23,8 +24,9 @@ PAGES = sorted(
     ]
 )
 TUTORIAL = ROOT / "docs" / "tutorial" / "first-training.md"
+DEVICE = ROOT / "docs" / "tutorial" / "bring-your-device.md"
 FENCE = re.compile(
-    r'^(?P<skip><!-- not run: .+? -->\n+)?```(?P<kind>\w+)(?: title="(?P<title>[\w.-]+)")?\n(?P<text>.*?)^```$',
+    r'^(?P<skip><!-- not run: .+? -->\n+)?```(?P<kind>\w+)(?: title="(?P<title>[\w./-]+)")?\n(?P<text>.*?)^```$',
     flags=re.MULTILINE | re.DOTALL,
 )
 RUNNABLE = {"ds", "python", "torchrun"}
@@ -78,6 +80,7 @@ def follow(page: Path, folder: Path) -> list[tuple[str, str]]:
     script = ""
     for block in blocks(page):
         if block.title is not None:
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(block.text, encoding="utf-8")
         elif block.kind == "python":
             script += block.text + "\n"
@@ -93,7 +96,7 @@ def follow(page: Path, folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != TUTORIAL], ids=lambda page: str(page.relative_to(ROOT))
+    "page", [page for page in PAGES if page not in (TUTORIAL, DEVICE)], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     follow(page, tmp_path)
@@ -112,6 +115,23 @@ def test_the_tutorial_ends_as_it_says(tmp_path: Path) -> None:
     assert len(steps(whole)) == 20
     assert steps(printed[f"{command} 10"]) + steps(printed[f"{command} 20"]) == steps(whole)
     assert len(steps(printed["ds run --nproc 2 train.py --steps 30"])) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_vendor_gets_from_an_empty_folder_to_conformance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip installs into a folder of its own here, from what is installed."""
+    site = tmp_path / "site"
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    for name, value in {"TARGET": str(site), "NO_DEPS": "1", "NO_INDEX": "1", "DISABLE_PIP_VERSION_CHECK": "1"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    printed = dict(follow(DEVICE, tmp_path))
+    first, last = re.findall(r"on slate:0: loss ([\d.]+) to ([\d.]+)", printed["ds run --nproc 2 train.py"])[0]
+    assert float(last) < float(first) / 2
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {case["outcome"] for case in report["results"]} == {"passed", "filtered", "expected failure"}
+    own = run(["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", "packaging"], tmp_path)
+    assert " passed" in own
 
 
 def test_relative_links_lead_somewhere() -> None:

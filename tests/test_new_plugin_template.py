@@ -53,6 +53,21 @@ def test_the_new_wheel_appears_in_the_list_of_plugins(installed: tuple[Path, Pat
     assert states[f"acme-{kind}:acme-{kind}"] in {"registered", "available", "unavailable"}
 
 
+def test_a_new_accelerator_conforms_as_soon_as_its_torch_device_exists(installed: tuple[Path, Path, str]) -> None:
+    """Levels 0 to 4. Recomputation is left out: torch ends the process on a device that is written in Python."""
+    _, target, kind = installed
+    if kind != "accelerator":
+        pytest.skip("the wheel of a feature brings no device")
+    backend = "from ds_core.testing.python_device import load\n\nload('acmeaccelerator')\n"
+    (target / "torch_acme_accelerator.py").write_text(backend)
+    (target / "expected.txt").write_text("random/recomputation_repeats: written in Python\n")
+    ds = Path(sys.executable).parent / "ds"
+    words = ("accel", "test", "acme_accelerator", "--level", "4", "--quiet", "--xfail", "expected.txt")
+    tested = run(str(ds), *words, cwd=target, PYTHONPATH=str(target))
+    (target / "torch_acme_accelerator.py").unlink()
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
 def test_the_new_wheel_passes_its_own_tests(installed: tuple[Path, Path, str]) -> None:
     package, target, _ = installed
     tested = run(

@@ -3,8 +3,8 @@
 Usage: python tools/new_plugin.py NAME [--kind feature|accelerator] [--dest packages] [--summary TEXT]
 
 The result builds, installs, passes its own tests, and appears in ``ds plugins list``. Tokens in the template are
-``{{dist}}`` ``{{import}}`` ``{{short}}`` ``{{key}}`` ``{{class}}`` ``{{summary}}`` ``{{core_version}}``, and
-``IMPORT_NAME`` in file names.
+``{{dist}}`` ``{{import}}`` ``{{short}}`` ``{{key}}`` ``{{device}}`` ``{{class}}`` ``{{summary}}`` ``{{core_version}}``,
+and ``IMPORT_NAME`` in file names.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def tokens(name: str, kind: str, summary: str | None, version: str) -> dict[str,
         "import": name.replace("-", "_"),
         "short": short,
         "key": short.replace("-", "_"),
+        "device": short.replace("-", ""),
         "class": "".join(word.capitalize() for word in short.split("-")),
         "summary": (summary or default).rstrip("."),
         "core_version": version,

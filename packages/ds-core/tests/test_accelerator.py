@@ -289,7 +289,7 @@ def test_what_a_device_lacks_is_answered() -> None:
     assert unknown.comm_backend() == "gloo"
     assert unknown.dtypes() == {torch.float32}
     assert unknown.compile_backend() is None
-    assert unknown.properties() == {}
+    assert unknown.properties() == {"name": "unknown"}
     unknown.synchronize()
     unknown.set_device(0)
     host = torch.ones(2)

@@ -130,9 +130,8 @@ class Accelerator:
         self._ask("synchronize", index, accelerator="synchronize" if self.has(Capability.STREAMS) else None)
 
     def properties(self, index: int | None = None) -> Mapping[str, str]:
-        """Facts to show in ``ds report``, such as the product name."""
-        name = self._ask("get_device_name", index, default="", accelerator=None)
-        return {"name": str(name)} if name else {}
+        """Facts to show in ``ds report``: the product's name, the accelerator's own where torch has none."""
+        return {"name": str(self._ask("get_device_name", index, default=self.name, accelerator=None))}
 
     def prepare(self) -> None:
         """Settles what the device needs of the process. Called for every engine, before anything is moved."""
@@ -205,6 +204,8 @@ class Accelerator:
         if not torch.amp.is_autocast_available(self.device_type):
             return frozenset()
         found = self._function("get_amp_supported_dtype")
+        if found is None and self.device_type == torch._C._get_privateuse1_backend_name():
+            return frozenset()  # torch asks such a device's module, and fails where it does not say
         low = {torch.bfloat16, torch.float16}
         return frozenset(low & (self.dtypes() if found is None else set(found())))
 

@@ -1,24 +1,30 @@
 """A torch device written in Python, in this process: for tests of what must work on a device that has next to nothing.
 
 Its tensors are a subclass of torch's that holds a host tensor. They have no address and no storage; there are no
-streams, no events, no generator, no page-locked memory, no memory figures and no collectives, and ops that are not
-torch's own are refused. It is a stand-in for devices of strangers that are made the same way, and for one's own torch
-backend while that does not exist.
+streams, no events, no page-locked memory, no memory figures and no collectives, random numbers are the host's, and ops
+that are not torch's own are refused. It is a stand-in for devices of strangers that are made the same way, and for
+one's own torch backend while that does not exist.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["PythonTensor", "load"]
 
 _FACTORIES = ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m")
 """Ops that make a tensor out of none; torch makes all others of these and of ops that have a tensor to look at."""
+
+_TAKE_HOST_TENSORS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("copy_", "_to_copy", "index", "_unsafe_index", "index_put_", "_index_put_impl_", "index_put")
+)
 
 _KEPT: list[torch.library.Library] = []
 
@@ -55,6 +61,9 @@ class PythonTensor(torch.Tensor):
         if func.namespace not in ("aten", "prim"):
             raise NotImplementedError(f"{func}: the device knows torch's own ops only")
         kwargs = dict(kwargs or {})
+        strays = any(_is_stray(each) for each in tree_leaves((args, kwargs)))
+        if strays and func.overloadpacket not in _TAKE_HOST_TENSORS:
+            raise RuntimeError(f"{func}: expected all tensors to be on one device, found {_device_type()}:0 and cpu")
         back = {id(tensor.host): tensor for tensor in _tensors((args, kwargs))}
         to_host = _is_host(kwargs.get("device"))
         copies_to_host = func is torch.ops.aten.copy_.default and not isinstance(args[0], PythonTensor)
@@ -81,6 +90,11 @@ class PythonTensor(torch.Tensor):
     def tolist(self) -> Any:
         """The values; torch refuses for a subclass."""
         return self.host.tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As torch saves tensors of devices it does not know."""
+        parts = (self.host.detach(), self.dtype, str(self.device), self.requires_grad)
+        return torch._utils._rebuild_device_tensor_from_cpu_tensor, parts
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         """What the tensor is made of."""
@@ -116,8 +130,12 @@ def load(name: str) -> None:
         "set_device": set_device,
         "manual_seed_all": lambda seed: None,  # draws come from the host's generator, which is seeded too
         "_is_in_bad_fork": lambda: False,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "device": lambda device: contextlib.nullcontext(),
+        "get_device_name": lambda device=None: "a device written in Python",
     }
-    vars(module).update(answers)
+    vars(module).update(answers, _initialized=True)
     torch.utils.backend_registration._setup_privateuseone_for_python_backend(name, backend_module=module)
     library = torch.library.Library("aten", "IMPL")
     for factory in _FACTORIES:
@@ -156,6 +174,10 @@ def _lower(value: Any) -> Any:
     if isinstance(value, torch.device) and value.type == _device_type():
         return torch.device("cpu")
     return value
+
+
+def _is_stray(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, PythonTensor) and value.dim() > 0
 
 
 def _tensors(values: Any) -> list[PythonTensor]:

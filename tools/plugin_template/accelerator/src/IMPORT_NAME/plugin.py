@@ -15,7 +15,7 @@ def ds_accelerators() -> Sequence[AcceleratorEntry]:
     """The device this wheel serves."""
     return [
         AcceleratorEntry(
-            name="{{short}}",
+            name="{{key}}",
             is_available=probe,
             factory="{{import}}.accelerator:{{class}}Accelerator",
             device_nodes=DEVICE_NODES,

@@ -172,7 +172,10 @@ def source_may_change(kit: Kit) -> None:
     kit.expect(float(there.sum().cpu()) == float(1 << 18), "the values of before", float(there.sum().cpu()))
 
 
-@COPIES.case("torch.save and torch.load with map_location move tensors between the device and the host")
+@COPIES.case(
+    "torch.save and torch.load with map_location move tensors between the device and the host, as storages",
+    Needs(capabilities=(Capability.STORAGE_ALIASING,)),
+)
 def saved_and_loaded(kit: Kit) -> None:
     buffer = io.BytesIO()
     torch.save({"x": torch.arange(6.0, device=kit.device)}, buffer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ds_core.accelerator.contract import Capability
 from ds_core.errors import OpError
 from ds_core.ops.table import OPS
-from ds_core.testing.conformance.case import NOTHING, Group, Needs
+from ds_core.testing.conformance.case import Group, Needs
 from ds_core.testing.conformance.kit import Broken, Kit
 from ds_core.testing.conformance.lazy import torch
 
@@ -238,7 +239,7 @@ CHECKS.each(
     "gradients of ops that have a derivative are those of the host",
     list(OPS),
     _torch_checks,
-    lambda name: NOTHING,
+    lambda name: Needs(capabilities=(Capability.STORAGE_ALIASING,)),  # opcheck compares storages
 )
 
 
