@@ -55,6 +55,7 @@ function(dsk_add_cuda toolkit architectures sources)
       "-DDSK_TARGET=\"${target}\""
       "-DDSK_BUILD=\"CUDA ${version}, ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ds-accel-cuda ${SKBUILD_PROJECT_VERSION}\"")
   if(nvcc MATCHES "clang")
+    set(compiler clang)
     list(APPEND flags -x cuda --cuda-path=${root} -Wno-unknown-cuda-version -Wno-unknown-attributes -std=c++17 -O3 -ffp-contract=off -fPIC
          -fvisibility=hidden -fvisibility-inlines-hidden -Xcuda-ptxas -v)
     foreach(arch IN LISTS chosen)
@@ -62,6 +63,7 @@ function(dsk_add_cuda toolkit architectures sources)
     endforeach()
     list(APPEND flags --no-cuda-include-ptx=all --cuda-include-ptx=sm_${portable})
   else()
+    set(compiler nvcc)
     list(APPEND flags -std=c++17 -O3 -fmad=false -ccbin "${CMAKE_CXX_COMPILER}" -Xptxas -v
          -Xcompiler "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-ffp-contract=off")
     foreach(arch IN LISTS chosen)
@@ -108,7 +110,7 @@ function(dsk_add_cuda toolkit architectures sources)
   list(TRANSFORM sass REPLACE "(.+)" "\"\\1\"")
   string(JOIN ", " sass ${sass})
   set(DSK_CUDA_RECORD
-      "{\"toolkit\": \"${version}\", \"file\": \"lib${target_name}.so\", \"sass\": [${sass}], \"ptx\": \"compute_${portable}\"}"
+      "{\"toolkit\": \"${version}\", \"compiler\": \"${compiler}\", \"file\": \"lib${target_name}.so\", \"sass\": [${sass}], \"ptx\": \"compute_${portable}\"}"
       PARENT_SCOPE)
   set(DSK_CUDA_MAJOR ${major} PARENT_SCOPE)
 endfunction()

@@ -91,7 +91,7 @@ DSK_DEVICE T* dynamic_shared() {
 // sum + the products of the four signed bytes of a and b. Source: LLVM, user guide for the AMDGPU back end, for which
 // processors have which instruction; others take them apart.
 #if defined(__gfx906__) || defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || \
-    defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1011__) || defined(__gfx1012__) || \
+    defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1011__) || defined(__gfx1012__) ||                      \
     defined(__gfx1030__) || defined(__gfx1031__) || defined(__gfx1032__)
 DSK_DEVICE int32_t dot4(int32_t a, int32_t b, int32_t sum) { return __builtin_amdgcn_sdot4(a, b, sum, false); }
 #elif defined(__GFX11__) || defined(__GFX12__)

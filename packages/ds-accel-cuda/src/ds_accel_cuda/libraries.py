@@ -23,15 +23,17 @@ class CudaBuild:
 
     Attributes:
         path: of the library.
-        toolkit: version of the compiler, for example ``13.0.88``.
+        toolkit: version of CUDA, for example ``13.0.88``.
         sass: architectures with machine code, for example ``("sm_75", "sm_90")``.
-        ptx: architecture of the portable code, which the driver compiles for devices to come, ``compute_90``.
+        ptx: architecture of the portable code, which the driver compiles for other devices, ``compute_75``.
+        compiler: that read the sources, ``nvcc`` or ``clang``.
     """
 
     path: Path
     toolkit: str
     sass: tuple[str, ...]
     ptx: str
+    compiler: str = "nvcc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,13 @@ def built() -> Built:
     return Built(
         rows=tuple(record["rows"]),
         cuda={
-            int(major): CudaBuild(_FOLDER / one["file"], one["toolkit"], tuple(one["sass"]), one["ptx"])
+            int(major): CudaBuild(
+                path=_FOLDER / one["file"],
+                toolkit=one["toolkit"],
+                sass=tuple(one["sass"]),
+                ptx=one["ptx"],
+                compiler=one["compiler"],
+            )
             for major, one in sorted(record["cuda"].items())
         },
         emulated={kind: _FOLDER / name for kind, name in record["emulated"].items()},
