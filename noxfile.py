@@ -196,7 +196,7 @@ def sources() -> list[str]:
 def native_sources() -> list[str]:
     """C and C++ of every package, without what a build left."""
     kinds = ("h", "hpp", "c", "cpp", "cu", "cl")
-    places = ("packages/*/**", "examples/vendor-plugin/csrc")
+    places = ("packages/*/**", "examples/vendor-plugin/csrc/**")
     found = [path for kind in kinds for place in places for path in ROOT.glob(f"{place}/*.{kind}")]
     return sorted(str(path) for path in found if "build" not in path.relative_to(ROOT).parts)
 
@@ -406,7 +406,7 @@ def vendors(session: nox.Session) -> None:
     driver = vulkan_driver(session)
     dists = ("ds-core", "ds-zero", "ds-accel-cpu")
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *map(requirement_name, VENDORS.values()))
-    install_wheels(session, dists, "pytest", "pytest-timeout")
+    install_wheels(session, dists, "pytest", "pytest-timeout", "hypothesis")
     for example in session.posargs or VENDORS:
         folder = ROOT / "examples" / example
         # Without what it declares: rgpu asks for a later torch, and works with ours.
@@ -416,6 +416,9 @@ def vendors(session: nox.Session) -> None:
         env = {**QUIET_ENV, "DS_PLUGINS_STRICT": "1", "VK_ICD_FILENAMES": str(driver)}
         env["PYTHONPATH"] = str(folder / "tests")
         session.run("pytest", "-q", "-p", "no:cacheprovider", "--timeout=600", str(folder / "tests"), env=env)
+        if (folder / "expected.txt").exists():
+            conform = ["accel", "test", example.removeprefix("vendor-"), "--quiet", "--timeout", "300"]
+            session.run("ds", *conform, "--xfail", str(folder / "expected.txt"), env=env)
         own = nox.project.load_toml(folder / "pyproject.toml")["project"]["name"]
         backend = requirement_name(VENDORS[example])
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", own, backend)

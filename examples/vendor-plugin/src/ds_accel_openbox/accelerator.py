@@ -20,6 +20,7 @@ class OpenboxAccelerator(Accelerator):
     capabilities = frozenset(
         {
             Capability.ALLOCATOR_STATS,
+            Capability.DATA_PTR,
             Capability.EVENTS,
             Capability.PINNED_MEMORY,
             Capability.STORAGE_ALIASING,

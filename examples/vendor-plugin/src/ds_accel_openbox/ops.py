@@ -1,13 +1,19 @@
-"""The op that this device serves itself. All others run as core's references do: slow, correct."""
+"""The ops that this device serves itself, in C. All others run as core's references do: slow, correct.
+
+The library has the op table of ``ds_kernel.h``; core packs the arguments and calls it. A device with streams takes
+`StreamLauncher` in place of the one for memory that the host can read.
+"""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-__all__ = ["sum_of_squares"]
+from ds_core.ops.calls import HostLauncher, KernelOps
+from ds_core.ops.native import load
 
+__all__ = ["LIBRARY", "OPS"]
 
-def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
-    """The sum of squares of a 1-D tensor as a 0-dim float64 tensor."""
-    with torch.no_grad():
-        return x.to(torch.float64).square().sum()
+LIBRARY = Path(__file__).parent / "lib" / "libopenbox_kernels.so"
+
+OPS = KernelOps(load(LIBRARY), HostLauncher())
+"""Imported at the first call of an op."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 
-from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, hookimpl
+from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, Proof, hookimpl
 
-DS_HOOK_API = (1, 0)
+DS_HOOK_API = (1, 2)
 
 
 def _is_available() -> Availability:
@@ -30,11 +30,12 @@ def ds_accelerators() -> Sequence[AcceleratorEntry]:
             factory="ds_accel_openbox.accelerator:OpenboxAccelerator",
             priority=-100,  # a real device leaves both of these out
             is_floor=True,
+            facts="ds_accel_openbox.facts:facts",
         )
     ]
 
 
 @hookimpl
 def ds_ops() -> Sequence[OpImpl]:
-    """One op of the table, to show how."""
-    return [OpImpl("sum_of_squares", "openbox", load="ds_accel_openbox.ops:sum_of_squares")]
+    """One op of the table, to show how; `proof` says how far it was proven, on hardware or less."""
+    return [OpImpl("sum_of_squares", "openbox", load="ds_accel_openbox.ops:OPS.sum_of_squares", proof=Proof.EXECUTED)]
