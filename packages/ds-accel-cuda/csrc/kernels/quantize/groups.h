@@ -46,28 +46,34 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (group < groups) at = source.template place<Format::kBits>(group);
     float kept[kVector] = {};
     Range range;
-    for (int64_t i = mine; i < at.count; i += step) {
-      float x[kVector];
-      source.load8(at.first + i, at.count - i, x);
-      widen(range, x, is_signed);
-      if (i == mine) {
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) kept[k] = x[k];
+    Scale s = {};
+    // First the range, then the codes: one loop, so that what reads the source is in the kernel once.
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1) {
+        s = scale_of<Format>(over_team(team, range, is_signed), out.scaling);
+        if (at.count > 0 && team.rank() == 0) store_scale(out, group, s);
       }
-    }
-    const Scale s = scale_of<Format>(over_team(team, range, is_signed), out.scaling);
-    if (at.count > 0 && team.rank() == 0) store_scale(out, group, s);
-    for (int64_t i = mine; i < at.count; i += step) {
-      float x[kVector];
-      if (i == mine) {
+      for (int64_t i = mine; i < at.count; i += step) {
+        const int64_t n = at.count - i;
+        float x[kVector];
+        if (pass == 1 && i == mine) {
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) x[k] = kept[k];
-      } else {
-        source.load8(at.first + i, at.count - i, x);
+          for (int k = 0; k < kVector; ++k) x[k] = kept[k];
+        } else {
+          source.load8(at.first + i, n, x);
+        }
+        if (pass == 1) {
+          const uint64_t codes = encode8<Format, kStochastic>(s, x, n, rounding, at.random + i);
+          store_codes<Format::kBits>(out.q + at.codes + code_offset<Format::kBits>(i), n, codes);
+          continue;
+        }
+        widen(range, x, is_signed);
+        if (i == mine) {
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) kept[k] = x[k];
+        }
       }
-      const int64_t n = at.count - i;
-      const uint64_t codes = encode8<Format, kStochastic>(s, x, n, rounding, at.random + i);
-      store_codes<Format::kBits>(out.q + at.codes + code_offset<Format::kBits>(i), n, codes);
     }
   }
 }

@@ -5,8 +5,8 @@
 // what a thread read first stays in its registers. A longer group is cut into slices, a block each, for two kernels:
 // the first widens the group's range in the workspace by atomic maxima, whose result no order changes; the second
 // reads the range, and encodes.
+#include "quantize/groups.h"
 #include "quantize/rows.h"
-#include "quantize/scales.h"
 
 namespace dsk {
 using namespace quant;
@@ -15,23 +15,6 @@ namespace {
 constexpr int64_t kLongGroup = 16384;
 constexpr int64_t kSlice = 8192;  // elements of a block for long groups
 
-// The codes of up to eight elements, the first of which is element `first` of the tensor.
-template <class Format, bool kStochastic>
-DSK_DEVICE uint64_t encode8(const Scale& s, const float (&x)[kVector], int64_t n, const Rounding& rounding,
-                            int64_t first) {
-  uint64_t codes = 0;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    uint32_t code = Format::kZeroCode;  // where the scale is not finite it says so: the group dequantizes to NaN
-    if (s.finite) {
-      const uint32_t random = kStochastic ? random_bits(rounding, static_cast<uint64_t>(first + i)) : 0u;
-      code = Format::template encode<kStochastic>(x[i] / s.scale, s.lowest, s.zero, random);
-    }
-    if (i < n) codes |= static_cast<uint64_t>(code) << (Format::kBits * i);
-  }
-  return codes;
-}
-
 template <class Format, bool kStochastic>
 DSK_DEVICE void write8(const ds_quantize_args& a, const Scale& s, const float (&x)[kVector], int64_t n,
                        const Rounding& rounding, int64_t first) {
@@ -39,39 +22,17 @@ DSK_DEVICE void write8(const ds_quantize_args& a, const Scale& s, const float (&
   store_codes<Format::kBits>(q, n, encode8<Format, kStochastic>(s, x, n, rounding, first));
 }
 
-template <class Format, bool kStochastic>
-__global__ void __launch_bounds__(kThreads, 3)
-    quantize_groups(ds_quantize_args a, Rounding rounding, int width, int64_t groups) {
-  const Team team(width);
-  const bool is_signed = a.scaling == DS_SCALING_ASYMMETRIC;
-  const int64_t step = static_cast<int64_t>(width) * kVector;
-  // Every team of a block goes round equally often: they meet in shuffles and barriers.
-  for (int64_t base = 0; base < groups; base += team.count()) {
-    const int64_t group = base + team.number();
-    const int64_t start = group * a.group_size;
-    const int64_t count = group < groups ? min64(a.group_size, a.numel - start) : 0;
-    const int64_t mine = static_cast<int64_t>(team.rank()) * kVector;
-    float kept[kVector] = {};
-    Range range;
-    if (mine < count) {
-      load8(a.dtype, a.x, start + mine, count - mine, kept);
-      widen(range, kept, is_signed);
-    }
-    for (int64_t i = mine + step; i < count; i += step) {
-      float x[kVector];
-      load8(a.dtype, a.x, start + i, count - i, x);
-      widen(range, x, is_signed);
-    }
-    const Scale s = scale_of<Format>(over_team(team, range, is_signed), a.scaling);
-    if (count > 0 && team.rank() == 0) store_scale(a, group, s);
-    if (mine < count) write8<Format, kStochastic>(a, s, kept, count - mine, rounding, start + mine);
-    for (int64_t i = mine + step; i < count; i += step) {
-      float x[kVector];
-      load8(a.dtype, a.x, start + i, count - i, x);
-      write8<Format, kStochastic>(a, s, x, count - i, rounding, start + i);
-    }
+// A tensor whose codes follow each other without a gap.
+struct Flat {
+  ds_quantize_args a;
+
+  template <int kBits>
+  DSK_DEVICE Place place(int64_t group) const {
+    const int64_t first = group * a.group_size;
+    return {first, min64(a.group_size, a.numel - first), code_offset<kBits>(first), first};
   }
-}
+  DSK_DEVICE void load8(int64_t first, int64_t n, float (&x)[kVector]) const { dsk::load8(a.dtype, a.x, first, n, x); }
+};
 
 // Calls body(group, first, n) for eights of elements of slices, one slice a block; slices of a group follow each other.
 template <typename Body>
@@ -131,7 +92,9 @@ int32_t run(const ds_quantize_args& a, const ds_exec* exec) {
   const int64_t groups = groups_of(a);
   if (length_of(a) <= kLongGroup) {
     const int width = team_width(length_of(a));
-    return launch(exec, team_shape(groups, width), quantize_groups<Format, kStochastic>, a, rounding, width, groups);
+    const Output out = {static_cast<uint8_t*>(a.q), a.scales, a.zeros, a.scaling};
+    return launch(exec, team_shape(groups, width), quantize_groups<Format, kStochastic, Flat>, Flat{a}, out, rounding,
+                  width, groups);
   }
   Range* ranges = static_cast<Range*>(exec->workspace);
   const int64_t slices_of_group = ceil_div(length_of(a), kSlice);
@@ -158,11 +121,7 @@ int32_t quantize(const void* arguments, const ds_exec* exec) {
   if (exec->workspace_bytes < quantize_workspace(arguments)) return DS_WORKSPACE_TOO_SMALL;
   return with_format(a->format, [&](auto tag) -> int32_t {
     using Format = decltype(tag);
-    if (a->group_size % codes_per_unit(Format::kBits) != 0) return DS_BAD_ARGUMENT;
-    if (a->scaling != DS_SCALING_SYMMETRIC &&
-        a->scaling != (Format::kIsInteger ? DS_SCALING_ASYMMETRIC : DS_SCALING_POWER_OF_TWO)) {
-      return DS_BAD_ARGUMENT;
-    }
+    if (!is_served<Format>(a->scaling, a->group_size)) return DS_BAD_ARGUMENT;
     if (a->numel == 0) return DS_OK;
     return a->rounding_seed >= 0 ? run<Format, true>(*a, exec) : run<Format, false>(*a, exec);
   });

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads) reduce_eights(Chunks c, int32_t dtyp
   DSK_GRID_STRIDE(eight, ceil_div(c.numel, kVector)) {
     const int64_t first = eight * kVector;
     float sum[kVector];
-    sum8<Format>(c, first, c.numel - first, sum);
+    sum8(Known<Format>(), c, first, c.numel - first, sum);
     store8(dtype, y, first, c.numel - first, sum);
   }
 }
