@@ -11,6 +11,7 @@ import torch
 from ds_accel_cpu import plugin
 from ds_accel_cpu.isa import load_level, usable_levels
 from ds_accel_cpu.launching import cpu_ops
+from ds_core import ops
 from ds_core.ops.calls import KernelOps
 from ds_core.ops.case import Exactness, OpCase
 from ds_core.plugins import load_ref
@@ -223,3 +224,10 @@ def test_a_level_that_is_not_here_is_skipped_with_its_reason() -> None:
     for level in _binding.levels():
         assert level.usable or level.reason.startswith("lacks ")
         assert level.usable == (level.name in LEVELS)
+
+
+def test_weights_of_small_floats_are_refused_and_not_read_as_integers() -> None:
+    weight = ops.pack_weight(torch.randn(16, 64), "e4m3fn", 64)
+    call = (torch.randn(2, 64), weight.codes, weight.scales, None, None, 8, 64, 16, "e4m3fn")
+    with pytest.raises(RuntimeError, match="the dtypes are not served"):
+        kernels(LEVELS[0]).linear_weight_only(*call)

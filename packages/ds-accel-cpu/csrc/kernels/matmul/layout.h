@@ -38,6 +38,7 @@ inline Shape shape_of(const ds_linear_args& a) {
 inline int32_t check(const ds_linear_args* a, const ds_exec* exec) {
   if (!usable(exec) || a->struct_size < sizeof(*a)) return DS_BAD_ARGUMENT;
   if (a->rows < 0 || a->inputs < 1 || a->outputs < 0 || a->group_size < 1) return DS_BAD_ARGUMENT;
+  if (a->format != 0) return DS_UNSUPPORTED_DTYPE;
   if (a->bits != 8 && a->bits != 4) return DS_BAD_ARGUMENT;
   if (a->group_size < a->inputs && a->group_size % 8 != 0) return DS_BAD_ARGUMENT;
   if (!is_float(a->dtype)) return DS_UNSUPPORTED_DTYPE;
