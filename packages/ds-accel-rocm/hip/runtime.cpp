@@ -2,9 +2,9 @@
 //
 // Note [No link to a ROCm]
 // A library that is linked with libamdhip64.so.5 needs that very major version, and torch brings one of its own. So the
-// functions that hipcc's code calls are defined here. Registrations, which happen while the library is loaded, are kept;
-// the first launch looks for the runtime that is in the process already (torch's), then for an installed one of any major
-// version, hands the registrations over, and from then on all calls go through.
+// functions that hipcc's code calls are defined here. Registrations, which happen while the library is loaded, are
+// kept; the first launch looks for the runtime that is in the process already (torch's), then for an installed one of
+// any major version, hands the registrations over, and from then on all calls go through.
 //
 // Source: hip/hip_runtime_api.h and the calls that clang emits for HIP, as its documentation "HIP Support" describes.
 #include <dlfcn.h>
@@ -109,8 +109,8 @@ bool make_ready(State& s) {
   if (!s.runtime.is_complete()) return false;
   for (const void* binary : s.binaries) s.handles.push_back(s.runtime.register_binary(binary));
   for (const Function& f : s.functions) {
-    s.runtime.register_function(s.handles[f.binary], f.host, f.device, f.name, f.thread_limit, nullptr, nullptr, nullptr,
-                                nullptr, f.wave_size);
+    s.runtime.register_function(s.handles[f.binary], f.host, f.device, f.name, f.thread_limit, nullptr, nullptr,
+                                nullptr, nullptr, f.wave_size);
   }
   s.is_ready = true;
   return true;
@@ -148,7 +148,8 @@ void __hipUnregisterFatBinary(void**) {}
 Status __hipPushCallConfiguration(Dim3, Dim3, size_t, void*) { return kNoRuntime; }
 Status __hipPopCallConfiguration(Dim3*, Dim3*, size_t*, void**) { return kNoRuntime; }
 
-Status hipLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void* stream) {
+Status hipLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes,
+                       void* stream) {
   const Runtime* found = runtime();
   return found == nullptr ? kNoRuntime : found->launch(function, grid, block, arguments, shared_bytes, stream);
 }
