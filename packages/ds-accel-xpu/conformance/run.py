@@ -12,6 +12,7 @@ import time
 import torch
 
 from ds_accel_xpu.cpu_device import CpuDevice, why_no_cpu_device
+from ds_core.ops.case import OpCase
 from ds_core.ops.table import OPS
 from ds_core.testing import op_cases
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     return int(failed > 0)
 
 
-def outcome(device: CpuDevice, op: str, case: op_cases.OpCase) -> str:
+def outcome(device: CpuDevice, op: str, case: OpCase) -> str:
     """What is wrong with a case, or nothing."""
     try:
         op_cases.check_kernel(op, case, getattr(device.ops, op), "cpu")

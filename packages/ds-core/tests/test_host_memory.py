@@ -18,7 +18,7 @@ host = HostAccelerator()
 host.prepare()
 before = resident()
 tensors = [torch.ones(1 << 18) for _ in range(200)]  # 1 MiB each: from the heap
-last = torch.ones(1 << 10)  # and this one above them all
+last = torch.ones(1 << 19)  # and this one above them all: too large for a gap below
 del tensors
 freed = resident()
 host.empty_cache()

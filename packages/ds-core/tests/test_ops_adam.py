@@ -9,6 +9,7 @@ import torch
 from ds_core import ops
 from ds_core.errors import OpError
 from ds_core.ops import table
+from ds_core.ops.case import Exactness
 from ds_core.ops.rounding import mix32, random_bits, round_stochastically
 from ds_core.testing import op_cases
 
@@ -180,7 +181,7 @@ def test_what_is_representable_is_kept(dtype: torch.dtype) -> None:
     exact = bits.view(dtype)
     random = random_bits(1, 0, 0, exact.numel(), torch.device("cpu"))
     kept = round_stochastically(exact.float(), dtype, random)
-    op_cases.compare(kept, exact, op_cases.Exactness(), "kept")
+    op_cases.compare(kept, exact, Exactness(), "kept")
 
 
 def test_a_tiny_update_survives_on_average_where_rounding_to_nearest_loses_it() -> None:
