@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ds_accel_cuda.libraries import Built, CudaBuild, built
 from ds_accel_cuda.machine import Driver, find_driver
 from ds_core.accelerator.torch_build import TorchBuild, torch_build
-from ds_core.hooks import DeviceFacts, Mismatch
+from ds_core.hooks import DeviceFacts, Mismatch, Proof
+from ds_core.ops.table import OPS
 
 __all__ = ["choose_build", "facts", "kernel_mismatches", "mismatches"]
 
@@ -31,6 +32,7 @@ def facts() -> DeviceFacts:
         left_out=[f"{kind}: {reason}" for kind, reason in record.left_out.items()],
         mismatches=mismatches(record, build, driver, capabilities),
         unproven=_UNPROVEN,
+        kernels={op: Proof.EMULATED for op in OPS if op in record.rows},
     )
 
 

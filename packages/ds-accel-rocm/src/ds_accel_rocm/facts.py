@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ds_accel_rocm.libraries import Built, built
 from ds_accel_rocm.machine import Driver, find_driver
 from ds_core.accelerator.torch_build import TorchBuild, torch_build
-from ds_core.hooks import DeviceFacts, Mismatch
+from ds_core.hooks import DeviceFacts, Mismatch, Proof
+from ds_core.ops.table import OPS
 
 __all__ = ["facts", "kernel_mismatches", "mismatches"]
 
@@ -33,6 +34,7 @@ def facts() -> DeviceFacts:
         left_out=[f"{what}: {reason}" for what, reason in record.left_out.items()],
         mismatches=mismatches(record, build, archs),
         unproven=_UNPROVEN,
+        kernels={op: Proof.EMULATED for op in OPS if op in record.rows},
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ds_accel_xpu.libraries import Built, built
+from ds_accel_xpu.plugin import OPS
 from ds_accel_xpu.signs import Signs, read_signs, sycl_of_torch, why_unusable
-from ds_core.hooks import DeviceFacts, Mismatch
+from ds_core.hooks import DeviceFacts, Mismatch, Proof
 
 __all__ = ["UNPROVEN", "describe", "facts"]
 
@@ -40,6 +41,7 @@ def describe(signs: Signs, sycl: str | None, record: Built) -> DeviceFacts:
         left_out=[f"{what}: {why}" for what, why in record.left_out.items()],
         mismatches=_mismatches(signs, sycl, record),
         unproven=UNPROVEN,
+        kernels=dict.fromkeys(OPS, Proof.EXECUTED),
     )
 
 

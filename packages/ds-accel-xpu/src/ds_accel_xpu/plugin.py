@@ -8,7 +8,7 @@ from ds_core.hooks import AcceleratorEntry, Availability, OpImpl, Proof, hookimp
 
 DS_HOOK_API = (1, 2)
 
-_OPS = (
+OPS = (
     "adam_",
     "adagrad_",
     "lion_",
@@ -94,5 +94,5 @@ def ds_ops() -> Iterable[OpImpl]:
             supports="ds_accel_xpu.serving:why_not_summed" if op == "sum_of_squares" else None,
             proof=Proof.EXECUTED,
         )
-        for op in _OPS
+        for op in OPS
     ]

@@ -107,6 +107,7 @@ class DeviceFacts:
         left_out: what this build of the wheel lacks, and why, a line each.
         mismatches: every one, not the first only.
         unproven: claims that only the hardware can prove, a line each.
+        kernels: ops that a full build of the wheel has a kernel for, whether this build has it or not, and its proof.
     """
 
     built_for: str = ""
@@ -115,6 +116,7 @@ class DeviceFacts:
     left_out: Sequence[str] = ()
     mismatches: Sequence[Mismatch] = ()
     unproven: Sequence[str] = ()
+    kernels: Mapping[str, Proof] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
