@@ -386,3 +386,12 @@ def test_a_rank_that_differs_raises_with_a_row_a_rank(mine: str, theirs: str, ro
     assert "rank 2 on" in str(caught.value)
     assert "as rank 0" in str(caught.value)
     assert "Rank 0 has ds-core:reference" in str(caught.value)
+
+
+def test_a_stranger_with_a_reserved_name_is_told_with_the_line_that_takes_it() -> None:
+    told = (
+        r"'cuda' is not installed\. Run: pip install ds-accel-cuda\. acme-reserved 1\.0 uses this name, which is "
+        r"reserved for ds-accel-cuda; to use it set DS_ACCELERATOR=acme-reserved:cuda\."
+    )
+    with pytest.raises(AcceleratorError, match=told):
+        picked(manager_of(acme_reserved=device("cuda")), "cuda")
