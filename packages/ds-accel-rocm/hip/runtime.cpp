@@ -44,9 +44,12 @@ struct Runtime {
   Status (*copy)(void*, const void*, size_t, int, void*) = nullptr;
   Status (*device)(int*) = nullptr;
   Status (*attribute)(int*, int, int) = nullptr;
+  Status (*last_error)() = nullptr;
+  const char* (*describe)(Status) = nullptr;
 
   bool is_complete() const {
-    return register_binary && unregister_binary && register_function && launch && set && copy && device && attribute;
+    return register_binary && unregister_binary && register_function && launch && set && copy && device && attribute &&
+           last_error && describe;
   }
 };
 
@@ -106,6 +109,8 @@ bool make_ready(State& s) {
   take(library, "hipMemcpyAsync", s.runtime.copy);
   take(library, "hipGetDevice", s.runtime.device);
   take(library, "hipDeviceGetAttribute", s.runtime.attribute);
+  take(library, "hipGetLastError", s.runtime.last_error);
+  take(library, "hipGetErrorString", s.runtime.describe);
   if (!s.runtime.is_complete()) return false;
   for (const void* binary : s.binaries) s.handles.push_back(s.runtime.register_binary(binary));
   for (const Function& f : s.functions) {
@@ -172,6 +177,16 @@ Status hipGetDevice(int* device) {
 Status hipDeviceGetAttribute(int* value, int attribute, int device) {
   const Runtime* found = runtime();
   return found == nullptr ? kNoRuntime : found->attribute(value, attribute, device);
+}
+
+Status hipGetLastError() {
+  const Runtime* found = runtime();
+  return found == nullptr ? kNoRuntime : found->last_error();
+}
+
+const char* hipGetErrorString(Status error) {
+  const Runtime* found = runtime();
+  return found == nullptr ? "no HIP runtime (libamdhip64) is loaded or installed" : found->describe(error);
 }
 
 }  // extern "C"

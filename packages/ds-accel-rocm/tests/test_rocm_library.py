@@ -37,6 +37,8 @@ int hipLaunchKernel(const void* f, dim3 grid, dim3 block, void** arguments, size
 }
 int hipMemsetAsync(void* m, int value, size_t bytes, void* stream) { return 0; }
 int hipMemcpyAsync(void* to, const void* from, size_t bytes, int kind, void* stream) { return 0; }
+int hipGetLastError(void) { return 0; }
+const char* hipGetErrorString(int error) { return "a stand-in fails on purpose"; }
 int hipGetDevice(int* device) { *device = 0; return 0; }
 int hipDeviceGetAttribute(int* value, int attribute, int device) { *value = 64; return 0; }
 """
@@ -102,7 +104,7 @@ def test_the_runtime_that_is_loaded_gets_every_kernel_before_the_first_launch(tm
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a stand-in for the runtime with")
 def test_a_launch_that_fails_is_an_error(tmp_path: Path) -> None:
-    assert "the device runtime failed" in run(runtime(tmp_path, status=98))[-1]
+    assert "the device runtime failed: a stand-in fails on purpose" in run(runtime(tmp_path, status=98))[-1]
 
 
 def test_without_a_runtime_the_library_loads_and_a_call_says_it_failed() -> None:
