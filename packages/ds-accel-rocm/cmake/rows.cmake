@@ -1,1 +1,0 @@
-../../ds-accel-cuda/cmake/rows.cmake
