@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+
+from ds_core.plugins.requirements import installed_version
 
 __all__ = ["Machine", "look", "refusal"]
 
@@ -41,7 +42,7 @@ def look(driver: Path = _DRIVER, nodes: str = _NODES) -> Machine:
         version = ""
     found = importlib.util.find_spec("habana_frameworks") is not None
     count = len(list(Path("/").glob(nodes.lstrip("/"))))
-    return Machine(version, _version(_BRIDGE), _version("torch"), found, count)
+    return Machine(version, installed_version(_BRIDGE) or "", installed_version("torch") or "", found, count)
 
 
 def refusal(machine: Machine, device_count: int | None = None) -> str:
@@ -59,10 +60,3 @@ def refusal(machine: Machine, device_count: int | None = None) -> str:
     if device_count == 0:
         return "habana_frameworks sees no device; HABANA_VISIBLE_MODULES may hide them, hl-smi lists them"
     return ""
-
-
-def _version(dist: str) -> str:
-    try:
-        return importlib.metadata.version(dist)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from ds_core.plugins.requirements import installed_version
 
 __all__ = ["Machine", "look", "refusal"]
 
@@ -40,7 +41,9 @@ def look(environ: Mapping[str, str] | None = None, driver: Path = _DRIVER) -> Ma
     home = next((environ[name] for name in _TOOLKIT_VARIABLES if environ.get(name)), "")
     toolkit = (_said(sorted(Path(home).glob("**/version.info"))[:1]) or "unknown version") if home else ""
     found = importlib.util.find_spec("torch_npu") is not None
-    return Machine(_said([driver]), toolkit, _version("torch-npu"), _version("torch"), found)
+    return Machine(
+        _said([driver]), toolkit, installed_version("torch-npu") or "", installed_version("torch") or "", found
+    )
 
 
 def refusal(machine: Machine, device_count: int | None = None) -> str:
@@ -77,10 +80,3 @@ def _said(files: list[Path]) -> str:
             if key.strip().casefold() == "version":
                 return value.strip()
     return ""
-
-
-def _version(dist: str) -> str:
-    try:
-        return importlib.metadata.version(dist)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
