@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ds_core.ops._expert_permutation import ExpertPermutation, expert_permutation
     from ds_core.ops._gated_activation import gated_activation, gated_activation_packed
     from ds_core.ops._gather_rows import gather_rows, replace_rows
+    from ds_core.ops._grouped_matmul import grouped_matmul
     from ds_core.ops._lamb import lamb_apply_, lamb_moments_
     from ds_core.ops._layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
     from ds_core.ops._linear_cross_entropy import linear_cross_entropy
@@ -75,6 +76,7 @@ __all__ = [
     "gated_activation",
     "gated_activation_packed",
     "gather_rows",
+    "grouped_matmul",
     "implementations",
     "lamb_apply_",
     "lamb_moments_",
@@ -129,6 +131,7 @@ _HOME = {
     "gated_activation_packed": "_gated_activation",
     "gather_rows": "_gather_rows",
     "replace_rows": "_gather_rows",
+    "grouped_matmul": "_grouped_matmul",
     "linear_cross_entropy": "_linear_cross_entropy",
     "rotary": "_rotary",
     "rotary_": "_rotary",

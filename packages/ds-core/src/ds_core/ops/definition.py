@@ -30,6 +30,8 @@ class OpDefinition:
         fake: the outputs' shapes and dtypes.
         autograd: None when the op has no derivative.
         cases: conformance cases, data only.
+        flops: for products of matrices: what they cost, from the shapes of the arguments, as torch's flop counter asks
+            (``torch.utils.flop_counter.register_flop_formula``).
     """
 
     schema: str
@@ -38,6 +40,7 @@ class OpDefinition:
     fake: Callable[..., Any]
     autograd: Autograd | None
     cases: tuple[OpCase, ...]
+    flops: Callable[..., int] | None = None
 
     @property
     def name(self) -> str:

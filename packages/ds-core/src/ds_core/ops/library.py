@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from ds_core.ops.definition import OpDefinition
 from ds_core.ops.dispatch import run
@@ -41,6 +42,8 @@ def _register(definition: OpDefinition) -> None:
         torch.library.register_autograd(
             qualified, definition.autograd.backward, setup_context=definition.autograd.setup_context, lib=LIBRARY
         )
+    if definition.flops is not None:
+        register_flop_formula(getattr(torch.ops.ds, definition.name))(definition.flops)
 
 
 def serve(kind: type) -> None:

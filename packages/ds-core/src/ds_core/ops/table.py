@@ -23,11 +23,14 @@ class Op:
         name: without the namespace ``ds``.
         module: where it is defined; holds ``DEFINITIONS``, a tuple with the definition of this op among others.
         summary: one line for listings.
+        by_torch: the reference is made of torch's own products of matrices, which are native on every device: no wheel
+            is expected to bring a kernel.
     """
 
     name: str
     module: str
     summary: str
+    by_torch: bool = False
 
     def definition(self) -> OpDefinition:
         """Schema, reference, shape function, checks and conformance cases. Imports torch."""
@@ -87,6 +90,8 @@ OPS: Mapping[str, Op] = {
         Op("top_k_gate", "ds_core.ops._top_k_gate", "experts of each token and their weights"),
         Op("top_k_gate_backward", "ds_core.ops._top_k_gate", "gradient of top_k_gate"),
         Op("expert_permutation", "ds_core.ops._expert_permutation", "places of tokens sorted by expert"),
+        Op("grouped_matmul", "ds_core.ops._grouped_matmul", "runs of rows, each times the matrix of its group", True),
+        Op("grouped_matmul_weight", "ds_core.ops._grouped_matmul", "gradient of grouped_matmul for the matrices", True),
         Op("ragged_embed", "ds_core.ops._ragged_embed", "sum of token, position and token-type embeddings"),
         Op(
             "linear_weight_only",
