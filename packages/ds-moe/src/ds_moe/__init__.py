@@ -1,1 +1,1 @@
-"""Mixture of experts for ds-core: routers, expert parallelism, balancing, and Hugging Face MoE models from the config alone."""
+"""Mixture of experts for ds-core: routers, expert parallelism, balancing, and Hugging Face models from the config."""

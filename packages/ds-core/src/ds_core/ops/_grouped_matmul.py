@@ -1,4 +1,4 @@
-"""grouped_matmul: runs of rows, each times the matrix of its group, as experts of a mixture do; forward and backward."""
+"""grouped_matmul: runs of rows, each times the matrix of its group, as the experts of a mixture; there and back."""
 
 from __future__ import annotations
 
