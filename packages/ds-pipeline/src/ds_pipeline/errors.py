@@ -1,0 +1,40 @@
+"""Every error ds-pipeline raises on purpose, as one small tree.
+
+DsError
+└── PipelineError (RuntimeError)        a pipeline cannot be built or driven as asked
+    ├── ScheduleError (ValueError)      a schedule that cannot be made, or that no set of ranks could execute
+    │   └── ScheduleTextError           a schedule's text that does not parse: names line and column
+    └── TopologyError (ValueError)      ranks that do not fit the axes, or an axis that is not there
+"""
+
+from __future__ import annotations
+
+from ds_core.errors import DsError
+
+__all__ = ["PipelineError", "ScheduleError", "ScheduleTextError", "TopologyError"]
+
+
+class PipelineError(DsError, RuntimeError):
+    """A pipeline cannot be built or driven as asked."""
+
+
+class ScheduleError(PipelineError, ValueError):
+    """A schedule that cannot be made from these numbers, or that no set of ranks could execute."""
+
+
+class ScheduleTextError(ScheduleError):
+    """A schedule's text that does not parse.
+
+    Attributes:
+        line: where, counted from 1.
+        column: where, counted from 1.
+    """
+
+    def __init__(self, message: str, *, line: int, column: int) -> None:
+        super().__init__(f"line {line}, column {column}: {message}")
+        self.line: int = line
+        self.column: int = column
+
+
+class TopologyError(PipelineError, ValueError):
+    """Ranks that do not fit the axes, or an axis that is not there."""
