@@ -38,7 +38,9 @@ def assemble(
     mine: Sequence[torch.Tensor | None],
     flags: Sequence[int] | None = None,
 ) -> Assembled:
-    """Full values of `spots`. Called on all ranks; one all-gather, padded to the longest part, or none.
+    """Full values of `spots`. Called on all ranks that hold them.
+
+    One all-gather for parameters of the same replicas, padded to the longest part, or none.
 
     Args:
         home: of their engine.
@@ -46,38 +48,60 @@ def assemble(
         mine: this rank's part of each, 1-D; None, on all ranks alike, where there is nothing to gather.
         flags: a small number for each, told to all ranks; None where that is not needed.
     """
-    space, dtype, device = home.space, wide(spots), spots[0].flat.device
-    pairs = list(zip(spots, mine, strict=True))
-    values = [torch.empty(0 if m is None else s.slot.numel, dtype=dtype, device=device) for s, m in pairs]
-    shared = [(i, spot) for i, (spot, part) in enumerate(pairs) if part is not None and not home.is_whole(spot)]
-    for i, (spot, part) in enumerate(pairs):
+    dtype, device = wide(spots), spots[0].flat.device
+    values = [
+        torch.empty(0 if part is None else spot.slot.numel, dtype=dtype, device=device)
+        for spot, part in zip(spots, mine, strict=True)
+    ]
+    said: list[list[int]] = [[flag] for flag in flags or ()]
+    by_holders: dict[tuple[int, ...], list[int]] = {}
+    for i, spot in enumerate(spots):
+        by_holders.setdefault(spot.flat.replicas.members, []).append(i)
+    for places in by_holders.values():
+        some = [None if flags is None else flags[i] for i in places]
+        rows = _assemble(home, [(i, spots[i], mine[i]) for i in places], [f for f in some if f is not None], values)
+        for i, row in zip(places, rows, strict=False):
+            said[i] = row
+    return Assembled(values, said)
+
+
+def _assemble(
+    home: Inspection,
+    wanted: Sequence[tuple[int, Spot, torch.Tensor | None]],
+    head: Sequence[int],
+    values: Sequence[torch.Tensor],
+) -> list[list[int]]:
+    """Fills `values` for spots of the same replicas; what each of these said of every spot, where there is a head."""
+    holders = wanted[0][1].flat.replicas
+    shared = [(i, spot) for i, spot, part in wanted if part is not None and not home.is_whole(spot)]
+    for i, spot, part in wanted:
         if part is not None and spot.slot.numel and home.is_whole(spot):
             values[i].copy_(part)
-    if space.ranks == 1 or (flags is None and not shared):
-        return Assembled(values, [[flag] for flag in flags or ()])
-    head = list(flags or ())
-    shares = [[(i, spot, home.share(spot, rank)) for i, spot in shared] for rank in range(space.ranks)]
+    if holders.ranks == 1 or (not head and not shared):
+        return [[flag] for flag in head]
+    shares = [[(i, spot, home.share(spot, rank)) for i, spot in shared] for rank in range(holders.ranks)]
     longest = max(sum(part.numel for _, _, part in rows if part is not None) for rows in shares)
-    payload = torch.zeros(len(head) + longest, dtype=dtype, device=device)
-    payload[: len(head)].copy_(torch.tensor(head, dtype=dtype))
-    at = len(head)
+    like = values[wanted[0][0]]
+    payload = torch.zeros(len(head) + longest, dtype=like.dtype, device=like.device)
+    payload[: len(head)].copy_(torch.tensor(head, dtype=like.dtype))
+    at, own = len(head), {i: part for i, _, part in wanted}
     for i, _ in shared:
-        part = mine[i]
+        part = own[i]
         assert part is not None
         payload[at : at + part.numel()].copy_(part)
         at += part.numel()
-    table = torch.empty(space.ranks * payload.numel(), dtype=dtype, device=device)
+    table = torch.empty(holders.ranks * payload.numel(), dtype=like.dtype, device=like.device)
     with comm.scope("inspection"):
-        comm.all_gather_into_tensor(table, payload, group=space.group)
-    for row, placed in zip(table.view(space.ranks, -1), shares, strict=True):
+        comm.all_gather_into_tensor(table, payload, group=holders.group)
+    for row, placed in zip(table.view(holders.ranks, -1), shares, strict=True):
         at = len(head)
         for i, spot, share in placed:
             if share is not None:
                 start = share.start - spot.slot.start
                 values[i][start : start + share.numel].copy_(row[at : at + share.numel])
                 at += share.numel
-    said = table.view(space.ranks, -1)[:, : len(head)].cpu().T
-    return Assembled(values, [[int(flag) for flag in row] for row in said.tolist()])
+    said = table.view(holders.ranks, -1)[:, : len(head)].cpu().T
+    return [[int(flag) for flag in row] for row in said.tolist()]
 
 
 def full_gradients(home: Inspection, spots: Sequence[Spot]) -> list[torch.Tensor | None]:
@@ -112,14 +136,15 @@ def full_gradients(home: Inspection, spots: Sequence[Spot]) -> list[torch.Tensor
 def _sum_of_locals(home: Inspection, spot: Spot, local: torch.Tensor | None) -> torch.Tensor:
     """The sum over ranks, 1-D, with the scale, the dtypes and the order that the exchange has."""
     space, flat, numel = home.space, spot.flat, spot.slot.numel
-    length = -(-numel // space.ranks) * space.ranks
+    holders = flat.replicas
+    length = -(-numel // holders.ranks) * holders.ranks
     piece = torch.zeros(length, dtype=flat.grad_dtype, device=flat.device)
     if local is not None:
         piece[:numel].copy_(local.view(-1))
     if space.factors[0] != 1.0:
         piece.mul_(space.factors[0])
-    if space.ranks > 1:
+    if holders.ranks > 1:
         piece = piece.to(flat.reduce_dtype or piece.dtype)
         with comm.scope("inspection"):
-            comm.all_reduce(piece, group=space.group)
+            comm.all_reduce(piece, group=holders.group)
     return piece[:numel].to(flat.grad_dtype)

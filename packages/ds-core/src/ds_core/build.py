@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from ds_core import accelerator as accelerators
 from ds_core import comm, plugins
 from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
-from ds_core.flat import FROZEN, NamedParameter
+from ds_core.flat import FROZEN, Logical, NamedParameter
+from ds_core.holdings import Elsewhere, Holding, split_over
 from ds_core.mesh import Mesh, plan
 from ds_core.ops.dispatch import meet
 from ds_core.optimizer_handle import OptimizerHandle
@@ -28,7 +29,7 @@ from ds_core.runner import PlainRunner, Runner
 from ds_core.space import SpacePolicy, UpdateSpace
 from ds_core.transforms import apply_transforms
 from ds_core.units import Unit
-from ds_core.values import Source
+from ds_core.values import Source, present
 
 if TYPE_CHECKING:
     from ds_core.accelerator import Accelerator
@@ -66,13 +67,16 @@ class Build:
         grad_dtype: dtype gradients accumulate in; None for the parameters' own.
         units: which parameters move together; a sharding part plans them, else all are one unit.
         source: where full values of parameters come from; None: they are in ``parameter.data``.
+        holdings: how this rank holds parameters that not every rank of the batch holds whole; transforms fill it.
+        elsewhere: parameters and buffers of the model that only other ranks hold, by name.
         reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
         space: where updates happen; a part before ``weights`` may set a sharded one.
         placement: where masters and optimizer states live; a part before ``optimizer`` may set another.
         space_policy: how the space stores and reduces gradients; the same part may change it.
         scaler: the loss scaler.
         stopwatch: times the phases of a step, where that was asked for.
-        monitor: where metrics go.
+        monitor: where metrics go; on the first rank.
+        is_monitored: whether metrics go anywhere; the same on all ranks.
     """
 
     config: Config
@@ -92,10 +96,13 @@ class Build:
     reduce_dtypes: dict[torch.nn.Parameter, torch.dtype] = field(default_factory=dict)
     units: Sequence[Unit] = ()
     source: Source | None = None
+    holdings: dict[torch.nn.Parameter, Holding] = field(default_factory=dict)
+    elsewhere: dict[str, Elsewhere] = field(default_factory=dict)
     space: UpdateSpace | None = None
     placement: Placement = field(default_factory=Placement)
     stopwatch: Stopwatch | None = None
     monitor: MonitorMaster | None = None
+    is_monitored: bool = False
     scaler: StaticLossScaler = field(default_factory=StaticLossScaler)
     runner: Runner = field(default_factory=PlainRunner)
     training_data: Any = None
@@ -128,7 +135,16 @@ class Build:
     def _named(
         self, name: str, parameter: torch.nn.Parameter, group_index: int, units: Mapping[str, int]
     ) -> NamedParameter:
-        return NamedParameter(name, parameter, group_index, self.reduce_dtypes.get(parameter), units.get(name, 0))
+        holding = self.holdings.get(parameter)
+        return NamedParameter(
+            name,
+            parameter,
+            group_index,
+            self.reduce_dtypes.get(parameter),
+            units.get(name, 0),
+            None if holding is None else holding.replicas,
+            None if holding is None or holding.shape is None else Logical(holding.shape, holding.start),
+        )
 
     @property
     def _unit_of(self) -> dict[str, int]:
@@ -139,13 +155,21 @@ class Build:
         """The factor losses are multiplied by just now."""
         return self.scaler.scale
 
+    def full(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The value of a parameter, for transforms: gathered if it is in pieces. Called on all ranks in one order."""
+        return (self.source or present)(parameter)
+
+    def split_over(self, parameters: Iterable[torch.nn.Parameter], axis: str, *, sliced: bool = True) -> None:
+        """See `ds_core.holdings.split_over`."""
+        split_over(self, parameters, axis, sliced=sliced)
+
     def space_arguments(self) -> dict[str, Any]:
         """Keyword arguments every `UpdateSpace` takes."""
+        model_axes = self.mesh.model_axes
         return {
             "policy": self.space_policy._replace(grad_dtype=self.grad_dtype),
-            "group": self.mesh.group("data"),
-            "rank": self.mesh.rank("data"),
-            "ranks": self.mesh.size("data"),
+            "replicas": self.mesh.replicas(*self.mesh.batch_axes),
+            "model_group": self.mesh.group(*model_axes) if self.mesh.size(*model_axes) > 1 else None,
             "source": self.source,
         }
 
@@ -192,9 +216,14 @@ def build_engine(request: Request) -> Engine:
         training_data=request.training_data,
         collate_fn=request.collate_fn,
     )
+    before = list(build.module.parameters())
     build.module = apply_transforms(build)
+    kept = {id(parameter) for parameter in build.module.parameters()}
     build.optimizer, build.optimizer_groups = optimizer_groups(
-        build.module, request.optimizer, request.model_parameters
+        build.module,
+        request.optimizer,
+        request.model_parameters,
+        dropped=frozenset(id(parameter) for parameter in before if id(parameter) not in kept),
     )
     parts = order_parts([*core, *(given.item for given in manager.call("ds_parts", build=build))])
     for part in parts:
@@ -246,9 +275,9 @@ def _resolve(
         model_dtype=str(parameter.dtype).removeprefix("torch."),
     )
     config = resolve(raw, facts)
-    wanted = [request.item for request in manager.call("ds_mesh_axes", config=config)]
+    wanted = [request.item for request in manager.call("ds_mesh_axes", config=config, model=model)]
     world_mesh = Mesh(plan(wanted, world), accelerator.device_type)
-    config = config.for_data_parallel(world_mesh.size("data"))
+    config = config.for_data_parallel(world_mesh.size(*world_mesh.batch_axes))
     return world_mesh, config
 
 

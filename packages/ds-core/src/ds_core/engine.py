@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ds_core.engine_api import EngineApi
-from ds_core.errors import EngineError
+from ds_core.errors import EngineError, PluginError
 from ds_core.monitors import MonitorMaster
 from ds_core.part import Part, Update, overrides
 from ds_core.watch import OutputWatch
@@ -72,9 +72,23 @@ class Engine(EngineApi):
         self._after_step = overrides(parts, "after_step")
         self._zero_grad = overrides(parts, "zero_grad")
         self._watch = OutputWatch(self._begin_backward, self._end_backward)
+        self._methods = _methods_of(parts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module as the parts ask (autocast, input casts, gathering)."""
+        """Runs the module as the parts ask (autocast, input casts, gathering).
+
+        Raises:
+            EngineError: the runner drives the module itself.
+        """
+        if self.runner.is_exclusive:
+            raise self._refusal("engine(...)")
+        output = self.run_forward(*args, **kwargs)
+        if torch.is_grad_enabled() and self.module.training:
+            self._watch.observe(output)
+        return output
+
+    def run_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`, for a runner: a backward through the output is the runner's to announce."""
         for cast in self._cast_inputs:
             args, kwargs = cast(args, kwargs)
         if not self._forward_contexts:
@@ -84,9 +98,14 @@ class Engine(EngineApi):
                 for context in filter(None, (make() for make in self._forward_contexts)):
                     stack.enter_context(context)
                 output = self.module(*args, **kwargs)
-        if torch.is_grad_enabled() and self.module.training:
-            self._watch.observe(output)
         return output
+
+    def _refusal(self, call: str) -> EngineError:
+        kind = type(self.runner).__name__
+        return EngineError(
+            f"{call} was called on an engine whose {kind} runs forward, backward and step of many micro-batches "
+            "interleaved; call engine.train_batch(data_iter) or engine.eval_batch(data_iter)"
+        )
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Backpropagates one loss of the current micro-batch; may be called several times before `step`.
@@ -100,8 +119,10 @@ class Engine(EngineApi):
             The loss divided by the accumulation steps, without loss scale.
 
         Raises:
-            EngineError: `loss` is not a scalar, or carries no graph.
+            EngineError: `loss` is not a scalar, or carries no graph; or the runner drives the module itself.
         """
+        if self.runner.is_exclusive:
+            raise self._refusal("engine.backward()")
         if loss.numel() != 1:
             raise EngineError(f"engine.backward needs a scalar loss, got shape {tuple(loss.shape)}; reduce it first")
         if not loss.requires_grad:
@@ -109,18 +130,32 @@ class Engine(EngineApi):
                 "engine.backward got a loss without a graph: it was detached, made under no_grad, or no parameter "
                 "requires gradients"
             )
-        for observe in self._observe_loss:
-            observe(loss)
+        self.observe_loss(loss)
         self._accumulation.scale_losses(scale_wrt_gas)
         try:
-            factor = self._begin_backward()
-            with self._watch.driven():
+            with self.backward_pass() as factor:
                 (loss * factor if factor != 1.0 else loss).backward(retain_graph=retain_graph)
-            self._end_backward()
         finally:
             self._accumulation.scale_losses(True)
         steps = self.gradient_accumulation_steps()
         return loss.detach() / steps if scale_wrt_gas and steps > 1 else loss.detach()
+
+    def observe_loss(self, loss: torch.Tensor) -> None:
+        """Shows a loss, unscaled, to the parts that report losses. `backward` does; for runners that do not call it."""
+        for observe in self._observe_loss:
+            observe(loss)
+
+    @contextmanager
+    def backward_pass(self) -> Iterator[float]:
+        """A context around the autograd calls of one backward, for runners; `backward` is one.
+
+        Yields:
+            What a loss is to be multiplied by: loss scale / micro-batches of a step.
+        """
+        factor = self._begin_backward()
+        with self._watch.driven():
+            yield factor
+        self._end_backward()
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss scaled by hand. A plain ``loss.backward()`` needs no scaling: the engine scales what flows in."""
@@ -131,7 +166,14 @@ class Engine(EngineApi):
 
         Raises:
             Preempted: a watched signal asked the job to stop, and its state is saved (`save_on_signal`).
+            EngineError: the runner drives the module itself.
         """
+        if self.runner.is_exclusive:
+            raise self._refusal("engine.step()")
+        self.end_micro_batch(lr_kwargs)
+
+    def end_micro_batch(self, lr_kwargs: dict[str, Any] | None = None) -> None:
+        """As `step`, for a runner: once for every micro-batch, after the last of its backward passes."""
         for check in self._before_step:
             check()
         self.micro_steps += 1
@@ -180,13 +222,15 @@ class Engine(EngineApi):
         """One full step over micro-batches from `data_iter` or the training loader. Returns the mean loss, 0-dim."""
         return self.runner.train_batch(self, self._batches(data_iter))
 
-    def eval_batch(self, data_iter: Iterator[Any] | None = None) -> torch.Tensor:
-        """The mean loss of as many micro-batches as a step has, without gradients."""
-        return self.runner.eval_batch(self, self._batches(data_iter))
+    def eval_batch(self, data_iter: Iterator[Any] | None = None, **options: Any) -> Any:
+        """The mean loss of as many micro-batches as a step has, without gradients; `options` are the runner's."""
+        return self.runner.eval_batch(self, self._batches(data_iter), **options)
 
     def _batches(self, data_iter: Iterator[Any] | None) -> Iterator[Any]:
         if data_iter is not None:
             return data_iter
+        if self.training_dataloader is None and not self.runner.needs_batches:
+            return iter(())
         if self.training_dataloader is None:
             raise EngineError("train_batch needs data: pass an iterator, or training_data= to initialize")
         if self._iterator is None:
@@ -210,4 +254,24 @@ class Engine(EngineApi):
         except AttributeError:
             if name == "module" or name.startswith("__"):
                 raise
+            method = self.__dict__.get("_methods", {}).get(name)
+            if method is not None:
+                return method
             return getattr(super().__getattr__("module"), name)
+
+
+def _methods_of(parts: Sequence[Part]) -> dict[str, Callable[..., Any]]:
+    """What parts add to the engine for its users.
+
+    Raises:
+        PluginError: two parts bring one name, or one the engine has.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+    owners: dict[str, str] = {}
+    for part in parts:
+        for name, method in part.engine_methods().items():
+            if name in found or hasattr(Engine, name):
+                owner = f"part {owners[name]!r}" if name in found else "the engine itself"
+                raise PluginError(f"part {part.name!r} brings engine.{name}, which {owner} has")
+            found[name], owners[name] = method, part.name
+    return found

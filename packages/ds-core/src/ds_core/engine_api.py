@@ -126,8 +126,8 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
         return DistributedLoader(
             dataset,
             batch_size=batch_size or self.train_micro_batch_size_per_gpu(),
-            rank=self.mesh.rank("data"),
-            ranks=self.mesh.size("data"),
+            rank=self.mesh.rank(*self.mesh.batch_axes),
+            ranks=self.mesh.size(*self.mesh.batch_axes),
             data_sampler=data_sampler,
             collate_fn=collate_fn,
             num_local_io_workers=num_local_io_workers,
@@ -185,13 +185,13 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
     @property
     def dp_world_size(self) -> int:
         """Ranks among which a batch is divided."""
-        return self.mesh.size("data")
+        return self.mesh.size(*self.mesh.batch_axes)
 
     def get_data_parallel_rank(self) -> int:
         """This rank among the data-parallel ones."""
-        return self.mesh.rank("data")
+        return self.mesh.rank(*self.mesh.batch_axes)
 
     @property
     def data_parallel_group(self) -> Any:
         """Process group of the data axis; None in a job of one process."""
-        return self.mesh.group("data")
+        return self.mesh.group(*self.mesh.batch_axes)

@@ -61,9 +61,9 @@ class Reducer(Protocol):
 class _Entry:
     """One bucket's state in the exchange."""
 
-    __slots__ = ("awaited", "ever", "flat", "index", "launched", "place", "slots")
+    __slots__ = ("awaited", "ever", "flat", "index", "is_late", "launched", "place", "slots")
 
-    def __init__(self, flat: FlatGroup, index: int, place: int) -> None:
+    def __init__(self, flat: FlatGroup, index: int, place: int, *, is_late: bool = False) -> None:
         bucket = flat.layout.buckets[index]
         self.flat = flat
         self.index = index
@@ -72,6 +72,7 @@ class _Entry:
         self.ever: set[int] = set()
         self.awaited: set[int] = set()
         self.launched = False
+        self.is_late = is_late
 
     @property
     def is_due(self) -> bool:
@@ -86,9 +87,11 @@ class Exchange:
     Args:
         flats: trainable groups.
         reducer: the collective.
-        ranks: how many meet.
+        ranks: of the batch, who go through the same buckets, each with the replicas of its own.
+        group: of them.
         scale: what gradients are multiplied by before they meet.
         overlap: launch without waiting.
+        late: ids of the groups that meet only when a step ends; see Note [Late groups] in `ds_core.holdings`.
         on_complete: told of each bucket whose gradients of a backward are complete; its parameters are not needed any
             more.
 
@@ -106,6 +109,7 @@ class Exchange:
         group: Any = None,
         scale: float = 1.0,
         overlap: bool = False,
+        late: frozenset[int] = frozenset(),
         on_complete: Callable[[FlatGroup, int], None] | None = None,
     ) -> None:
         self._reducer = reducer
@@ -116,8 +120,9 @@ class Exchange:
         self.on_complete = on_complete
         self.may_wait: Callable[[], bool] = lambda: True
         self.takes_alone: bool = False
-        self._entries = _in_reverse(flats)
-        self._by_bucket = {(id(e.flat), e.index): e for e in self._entries}
+        self._entries = _in_reverse([flat for flat in flats if id(flat) not in late])
+        self._late_entries = _in_reverse([flat for flat in flats if id(flat) in late], in_order=True)
+        self._by_bucket = {(id(e.flat), e.index): e for e in (*self._entries, *self._late_entries)}
         self._cursor = 0
         self._active = False
         self._has_unmet = False
@@ -130,7 +135,7 @@ class Exchange:
 
     def begin(self, exchange: bool) -> None:
         """A backward starts. `exchange`: its gradients meet as they come; else they wait for a later one's."""
-        for flat in {id(entry.flat): entry.flat for entry in self._entries}.values():
+        for flat in {key: entry.flat for (key, _), entry in self._by_bucket.items()}.values():
             flat.gradients.hide()
         self._active = exchange and (self._ranks > 1 or self.takes_alone)
         if not self._is_watching:
@@ -147,7 +152,7 @@ class Exchange:
     def _arrived(self, flat: FlatGroup, index: int, slot: int) -> None:
         entry = self._by_bucket[id(flat), index]
         entry.ever.add(slot)
-        if not self._is_watching:
+        if not self._is_watching or entry.is_late:
             return
         entry.awaited.discard(slot)
         if entry.awaited or entry.launched:
@@ -187,8 +192,8 @@ class Exchange:
         elif self._has_unmet or not self._exchanged:
             due = self._entries
         else:
-            due = self._late()
-        for entry in due:
+            due = self._missed()
+        for entry in (*due, *self._late_entries):
             self._launch(entry)
         self._drain(0)
         self._has_unmet = self._exchanged = False
@@ -197,8 +202,10 @@ class Exchange:
         """Gradients were forgotten."""
         self._has_unmet = self._exchanged = False
 
-    def _late(self) -> list[_Entry]:
+    def _missed(self) -> list[_Entry]:
         """Buckets in which some rank holds gradients that came after the reduction; and, once, the order to take."""
+        if not self._entries:
+            return []
         mine = [int(e.flat.gradients.has_incoming(e.index)) for e in self._entries]
         if not self._is_ordered:
             with comm.scope("gradient order"):
@@ -225,7 +232,7 @@ class Exchange:
         piece = flat.gradients.take(entry.index)
         if self._scale != 1.0:
             piece.mul_(self._scale)
-        if self._ranks == 1:
+        if flat.replicas.ranks == 1:
             flat.gradients.put(entry.index, piece, flat.layout.buckets[entry.index].start)
             return
         wanted = flat.reduce_dtype or piece.dtype
@@ -253,8 +260,14 @@ class Exchange:
                 buffers.give(piece)
 
 
-def _in_reverse(flats: list[FlatGroup]) -> list[_Entry]:
-    """Buckets as backward is likely to complete them: last unit first, but the unit of small parameters at the end."""
+def _in_reverse(flats: list[FlatGroup], *, in_order: bool = False) -> list[_Entry]:
+    """Buckets as backward is likely to complete them: last unit first, but the unit of small parameters at the end.
+
+    `in_order`: as they come; they are not reduced while backward runs.
+    """
+    if in_order:
+        pairs = [(flat, index) for flat in flats for index in range(len(flat.layout.buckets))]
+        return [_Entry(flat, index, number, is_late=True) for number, (flat, index) in enumerate(pairs)]
     found = [(flat, index) for flat in flats for index in range(len(flat.layout.buckets))]
     small = max((flat.layout.buckets[index].unit for flat, index in found), default=0)
 

@@ -254,7 +254,7 @@ def safe_get_local_grad(param: Parameter) -> torch.Tensor | None:
     home, spot = _find(param, GRADIENTS, "safe_get_local_grad")
     if spot is None or spot.flat.is_frozen or not home.has_gradients(spot):
         return None
-    if home.space.ranks == 1:
+    if spot.flat.replicas.ranks == 1:
         full = full_gradients(home, [spot])[0]
         return None if full is None else full.view(-1)
     _check_met(home, spot, "safe_get_local_grad")
@@ -273,7 +273,7 @@ def safe_set_local_grad(param: Parameter, value: torch.Tensor) -> None:
     part = home.own(spot)
     values = _checked(value, (0 if part is None else part.numel,), param, doing)
     _check_backward(home, spot, doing)
-    if home.space.ranks == 1:
+    if spot.flat.replicas.ranks == 1:
         home.reduce(doing=doing)
     else:
         _check_met(home, spot, doing)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    import torch
+
     from ds_core.build import Build
     from ds_core.config import Config
     from ds_core.part import Part
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "ds_core.plugins"
-HOOK_API = (1, 2)
+HOOK_API = (1, 3)
 """(major, minor) of the specs in this file. Minor only adds; a plugin needs the same major and at most this minor."""
 
 hookspec = pluggy.HookspecMarker("ds_core")
@@ -240,11 +242,19 @@ class AxisRequest:
     """A mesh axis a feature needs. Axes are ordered by `place`, outermost (slowest varying rank) first.
 
     Places in use: 100 pipe, 200 data, 300 expert, 400 sequence, 500 tensor.
+
+    Args:
+        name: unique in a mesh.
+        size: ranks along it.
+        place: where it comes in the order.
+        splits_batch: ranks along it work on different samples, as those along the data axis do; else on the same ones.
+            Since hook API 1.3.
     """
 
     name: str
     size: int
     place: int
+    splits_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +357,11 @@ def ds_schedulers() -> Iterable[SchedulerEntry]:  # type: ignore[empty-body]
 
 
 @hookspec
-def ds_mesh_axes(config: Config) -> Iterable[AxisRequest]:  # type: ignore[empty-body]
-    """Mesh axes this config needs from this plugin. Called once per engine, on every rank, with equal answers."""
+def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[AxisRequest]:  # type: ignore[empty-body]
+    """Mesh axes this config needs from this plugin. Called once per engine, on every rank, with equal answers.
+
+    `model` is the one the engine is built for, since hook API 1.3; None where a config is read without one.
+    """
 
 
 @hookspec

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ds_core.errors import CommError, ConfigError, did_you_mean
+from ds_core.holdings import Replicas
 from ds_core.hooks import AxisRequest
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ DATA_PLACE = 200
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a planned mesh."""
+    """One axis of a planned mesh; whether its ranks work on different samples."""
 
     name: str
     size: int
+    splits_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,16 @@ class MeshPlan:
     def shape(self) -> tuple[int, ...]:
         """Axis sizes in order."""
         return tuple(axis.size for axis in self.axes)
+
+    @property
+    def batch_axes(self) -> tuple[str, ...]:
+        """Axes whose ranks work on different samples, in order."""
+        return tuple(axis.name for axis in self.axes if axis.splits_batch)
+
+    @property
+    def model_axes(self) -> tuple[str, ...]:
+        """Axes whose ranks work on the same samples, in order."""
+        return tuple(axis.name for axis in self.axes if not axis.splits_batch)
 
     @property
     def world_size(self) -> int:
@@ -138,8 +150,8 @@ def plan(axes: Sequence[AxisRequest], world_size: int) -> MeshPlan:
             f"{world_size} ranks; data must be {world_size} / {product} = {left}, or leave it out"
         )
     place = DATA_PLACE if data is None else data.place
-    ordered = sorted([*others, AxisRequest(DATA_AXIS, left, place)], key=_order)
-    return MeshPlan(tuple(Axis(request.name, request.size) for request in ordered))
+    ordered = sorted([*others, AxisRequest(DATA_AXIS, left, place, splits_batch=True)], key=_order)
+    return MeshPlan(tuple(Axis(request.name, request.size, request.splits_batch) for request in ordered))
 
 
 def _order(request: AxisRequest) -> tuple[int, str]:
@@ -205,6 +217,16 @@ class Mesh:
         """This rank's place along the axes together; 0 on an axis this mesh does not have."""
         return self.plan.along(self._rank, *names)
 
+    @property
+    def batch_axes(self) -> tuple[str, ...]:
+        """Axes whose ranks work on different samples: the data axis, and others that divide the batch."""
+        return self.plan.batch_axes
+
+    @property
+    def model_axes(self) -> tuple[str, ...]:
+        """Axes whose ranks work on the same samples."""
+        return self.plan.model_axes
+
     def coords(self) -> dict[str, int]:
         """This rank's place on each axis."""
         return self.plan.coords(self._rank)
@@ -228,6 +250,33 @@ class Mesh:
         if group is None:
             group = self._groups[key] = self._made(key, "+".join(key) or "self")
         return group
+
+    def replicas(self, *names: str) -> Replicas:
+        """This rank and those that differ from it only along the axes, as holders of the same values.
+
+        Called on all ranks the first time for each combination.
+        """
+        label = "+".join(name for name in self.plan.names if name in names) or "self"
+        return Replicas(self.ranks(*names), self.rank(*names), self.group(*(names or ("self",))), label)
+
+    def replicas_of(self, groups: Sequence[Sequence[int]], label: str) -> Replicas | None:
+        """The group this rank is in, of some listed by their world ranks; None where it is in none.
+
+        Called on all ranks, with the same groups in the same order.
+
+        Args:
+            groups: disjoint; the first of each is where initial values come from.
+            label: what reports call such a group; where a rank is in several kinds, all ranks meet in them in the order
+                of their labels.
+        """
+        from ds_core.comm import new_group
+
+        mine: Replicas | None = None
+        for members in groups:
+            made = new_group(members, name=label) if self._device_mesh is not None else None
+            if self._rank in members:
+                mine = Replicas(tuple(members), list(members).index(self._rank), made, label)
+        return mine
 
     def axis(self, name: str) -> Axis:
         """The axis by name; ConfigError with the nearest name when this mesh does not have it."""

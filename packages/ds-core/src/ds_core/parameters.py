@@ -33,7 +33,7 @@ def check_model(model: Any) -> None:
 
 
 def optimizer_groups(
-    module: torch.nn.Module, optimizer: Any, model_parameters: Any
+    module: torch.nn.Module, optimizer: Any, model_parameters: Any, *, dropped: frozenset[int] = frozenset()
 ) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]]]:
     """The caller's optimizer, made if it is a callable, and the parameter groups to train.
 
@@ -41,11 +41,15 @@ def optimizer_groups(
         module: the model as it will be trained.
         optimizer: a torch optimizer, a callable that makes one from parameters, or None.
         model_parameters: tensors, (name, tensor) pairs or group dicts; None takes every trainable parameter.
+        dropped: ids of parameters of the caller's model that transforms left to other ranks; they are taken out of
+            whatever the caller passed, and groups stay even when nothing of them is left.
 
     Raises:
         ModelError: a parameter does not belong to the model, appears twice, or none is trainable.
     """
     groups = _groups(module, model_parameters)
+    if dropped:
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in dropped]} for group in groups]
     if optimizer is None:
         made = None
     elif isinstance(optimizer, torch.optim.Optimizer):
@@ -58,6 +62,8 @@ def optimizer_groups(
         raise ModelError(
             f"optimizer must be a torch.optim.Optimizer or a callable that makes one, got {type(optimizer).__name__}"
         )
+    for group in made.param_groups if made is not None and dropped else ():
+        group["params"] = [p for p in group["params"] if id(p) not in dropped]
     if made is not None:
         groups = [dict(group) for group in made.param_groups]
     _check_members(module, groups, "the optimizer" if made is not None else "model_parameters")

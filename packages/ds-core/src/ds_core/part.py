@@ -6,7 +6,7 @@ needs and inherits harmless defaults. If the engine has to know something about 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -164,6 +164,18 @@ class Part:
         Args:
             reader: the checkpoint they came from, which may know them more finely.
         """
+
+    def engine_methods(self) -> Mapping[str, Callable[..., Any]]:
+        """What users may call on the engine because of this part, by name. Asked once, when the engine is made."""
+        return {}
+
+    def metrics(self, update: Update) -> Iterable[tuple[str, float]]:
+        """Names and values for the monitors after an update.
+
+        Called on the ranks that write metrics, where some monitor is on; must not communicate, so what concerns other
+        ranks is gathered in `before_update` or `after_update`.
+        """
+        return ()
 
     def close(self) -> None:
         """Removes hooks and frees buffers. Called once by ``engine.destroy()``."""

@@ -18,15 +18,32 @@ __all__ = ["PlainRunner", "Runner", "loss_of"]
 class Runner(Protocol):
     """Runs the micro-batches of one step, or of one evaluation."""
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether only `train_batch` and `eval_batch` may run the module: forward, backward and step are refused."""
+
+    @property
+    def needs_batches(self) -> bool:
+        """Whether this rank reads micro-batches; else ``train_batch(None)`` will do here."""
+
     def train_batch(self, engine: Engine, batches: Iterator[Any]) -> torch.Tensor:
         """Forward and backward over every micro-batch of a step, then the step. Returns the mean loss, 0-dim."""
 
-    def eval_batch(self, engine: Engine, batches: Iterator[Any]) -> torch.Tensor:
-        """Forward over as many micro-batches, without gradients. Returns the mean loss, 0-dim."""
+    def eval_batch(self, engine: Engine, batches: Iterator[Any], **options: Any) -> Any:
+        """Forward over as many micro-batches, without gradients. Returns the mean loss, 0-dim, unless asked otherwise.
+
+        Args:
+            engine: whose module it is.
+            batches: micro-batches.
+            options: what the runner understands beside.
+        """
 
 
 class PlainRunner:
     """One micro-batch after another through the whole module."""
+
+    is_exclusive: bool = False
+    needs_batches: bool = True
 
     def train_batch(self, engine: Engine, batches: Iterator[Any]) -> torch.Tensor:
         """See `Runner.train_batch`."""
@@ -38,8 +55,17 @@ class PlainRunner:
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
-    def eval_batch(self, engine: Engine, batches: Iterator[Any]) -> torch.Tensor:
-        """See `Runner.eval_batch`."""
+    def eval_batch(self, engine: Engine, batches: Iterator[Any], **options: Any) -> torch.Tensor:
+        """See `Runner.eval_batch`.
+
+        Raises:
+            EngineError: an option; this one has none.
+        """
+        if options:
+            raise EngineError(
+                f"eval_batch got {', '.join(options)}, which only a pipeline's engine understands; leave it out, or "
+                "call the engine and take what it returns"
+            )
         was_training = engine.module.training
         engine.eval()
         try:

@@ -19,6 +19,7 @@ import torch
 from ds_core import comm
 from ds_core.exchange import Exchange, Reduced
 from ds_core.flat import FROZEN, FlatGroup, NamedParameter, check_distinct, group_layouts
+from ds_core.holdings import Replicas
 from ds_core.layout import Range
 from ds_core.values import Source, Values, WholeValues, present
 
@@ -54,10 +55,12 @@ class SpacePolicy(NamedTuple):
 
 
 class UpdateSpace(abc.ABC):
-    """Flat groups over a data-parallel process group. Subclasses say which ranges this rank owns.
+    """Flat groups over the ranks of a batch. Subclasses say which ranges this rank owns.
 
     Args:
         parameters: trainable ones, and those of group `FROZEN` that the space shall keep as well.
+        replicas: the ranks of the batch, which hold every parameter that names no others.
+        model_group: ranks that hold other parts of the model, each with the same place in its batch; None for none.
         source: where their values come from; None: they are in ``parameter.data``.
 
     Attributes:
@@ -74,23 +77,30 @@ class UpdateSpace(abc.ABC):
         parameters: Sequence[NamedParameter],
         *,
         policy: SpacePolicy,
-        group: ProcessGroup | None,
-        rank: int,
-        ranks: int,
+        replicas: Replicas,
+        model_group: ProcessGroup | None = None,
         source: Source | None = None,
     ) -> None:
         check_distinct(parameters)
         self.policy: SpacePolicy = policy
-        self.group: ProcessGroup | None = group
-        self.rank: int = rank
-        self.ranks: int = ranks
+        self.replicas: Replicas = replicas
+        self.model_group: ProcessGroup | None = model_group
+        ranks = replicas.ranks
         plans = group_layouts(parameters, shards=ranks, bucket_numel=policy.bucket_numel)
-        groups = [FlatGroup(members, layout, grad_dtype=policy.grad_dtype) for members, layout in plans]
+        made = [FlatGroup(m, layout, replicas=replicas, grad_dtype=policy.grad_dtype) for m, layout in plans]
+        # See Note [Late groups] in ds_core.holdings.
+        groups = sorted(made, key=lambda flat: (self.is_late(flat), flat.replicas.label if self.is_late(flat) else ""))
         self.flats: list[FlatGroup] = [flat for flat in groups if flat.group_index != FROZEN]
         self.frozen: list[FlatGroup] = [flat for flat in groups if flat.group_index == FROZEN]
         self.factors: tuple[float, float] = _factors(policy, ranks)
         self.exchange = Exchange(
-            self.flats, self, ranks=ranks, group=group, scale=self.factors[0], overlap=policy.overlap and ranks > 1
+            self.flats,
+            self,
+            group=replicas.group,
+            ranks=ranks,
+            scale=self.factors[0],
+            overlap=policy.overlap and ranks > 1,
+            late=frozenset(id(flat) for flat in self.flats if self.is_late(flat)),
         )
         self.followers: list[Follower] = []
         self.places: dict[int, tuple[FlatGroup, int]] = {
@@ -98,25 +108,35 @@ class UpdateSpace(abc.ABC):
         }
         for flat in groups:
             flat.values = self.make_values(flat)
-            flat.values.fill(self._shared(source or present))
+            flat.values.fill(_shared(flat.replicas, source or present))
 
     def make_values(self, flat: FlatGroup) -> Values:
         """Where the working weights of `flat` live."""
         return WholeValues(flat)
 
-    def _shared(self, source: Source) -> Source:
-        """The first rank's values, on every rank."""
-        if self.ranks == 1:
-            return source
-        first = comm.get_global_rank(self.group, 0)
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks of the batch."""
+        return self.replicas.group
 
-        def share(parameter: torch.nn.Parameter) -> torch.Tensor:
-            value = source(parameter).contiguous()
-            with comm.scope("initial parameters"):
-                comm.broadcast(value, src=first, group=self.group)
-            return value
+    @property
+    def rank(self) -> int:
+        """This rank's place among those of the batch."""
+        return self.replicas.rank
 
-        return share
+    @property
+    def ranks(self) -> int:
+        """Ranks of the batch."""
+        return self.replicas.ranks
+
+    def is_late(self, flat: FlatGroup) -> bool:
+        """Whether ranks beyond the batch hold `flat`; see Note [Late groups] in `ds_core.holdings`."""
+        return not flat.replicas.is_within(self.replicas)
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether no other rank holds or measures anything of this model."""
+        return self.ranks == 1 and self.model_group is None and all(flat.replicas.ranks == 1 for flat in self.flats)
 
     @property
     def groups(self) -> list[FlatGroup]:
@@ -134,7 +154,7 @@ class UpdateSpace(abc.ABC):
 
     def measured(self, flat: FlatGroup) -> tuple[Range, ...]:
         """Ranges whose gradient norm this rank adds up; over all ranks they cover everything once."""
-        return flat.layout.shard_ranges(self.rank)
+        return flat.layout.shard_ranges(flat.replicas.rank)
 
     def reduce(self) -> float:
         """Brings together what has not met yet, at least on the owned ranges. Called on all ranks.
@@ -158,45 +178,53 @@ class UpdateSpace(abc.ABC):
         self.publish()
 
     def sum_over_ranks(self, value: float, flags: Sequence[Sequence[bool]]) -> tuple[float, list[list[bool]]]:
-        """Adds one number of every rank, in rank order, and tells which flags any rank set.
+        """Adds one number of every rank of the model, in rank order, and tells which flags any replica set.
 
-        One all-gather of eight bytes and a byte a flag, so that every rank has bit-equal results.
-        """
-        if self.ranks == 1:
-            return value, [list(row) for row in flags]
-        lengths = [len(row) for row in flags]
-        mine = torch.tensor([flag for row in flags for flag in row], dtype=torch.uint8)
-        number = torch.tensor([value], dtype=torch.float64).view(torch.uint8)
-        payload = torch.cat([number, mine]).to(self.flats[0].device)
-        everyone = torch.empty(self.ranks * payload.numel(), dtype=torch.uint8, device=payload.device)
-        with comm.scope("gradient norm"):
-            comm.all_gather_into_tensor(everyone, payload, group=self.group)
-        table = everyone.cpu().view(self.ranks, -1)
-        total = 0.0
-        for number_bytes in table[:, :8]:
-            total += float(number_bytes.clone().view(torch.float64).item())
-        any_set = table[:, 8:].amax(dim=0).bool().tolist() if mine.numel() else []
-        rows, at = [], 0
-        for length in lengths:
-            rows.append(any_set[at : at + length])
-            at += length
-        return total, rows
-
-    def sum_table_over_ranks(self, table: torch.Tensor) -> torch.Tensor:
-        """Adds a table of every rank, in rank order, so that every rank has bit-equal results. Called on all ranks.
+        One all-gather of eight bytes and a byte a flag over the ranks of the batch, so that all of them have bit-equal
+        results; one of eight bytes over the ranks with other parts of the model; and one for each late group.
 
         Args:
-            table: of one shape on all ranks.
+            value: of this rank.
+            flags: a row for each of `flats`.
         """
-        if self.ranks == 1:
-            return table
-        mine = table.reshape(-1).to(self.flats[0].device)
-        everyone = mine.new_empty(self.ranks * mine.numel())
-        with comm.scope("parameter norms"):
-            comm.all_gather_into_tensor(everyone, mine, group=self.group)
-        total = torch.zeros_like(table)
-        for part in everyone.to(table.device).view(self.ranks, *table.shape):
-            total += part
+        total, table = value, [list(row) for row in flags]
+        if self.ranks > 1:
+            mine = torch.tensor([flag for row in flags for flag in row], dtype=torch.uint8)
+            rows = _everyone(_bytes(value, mine).to(self.flats[0].device), self.replicas)
+            total = _added(rows)
+            at = 8
+            for number, flat in enumerate(self.flats):
+                stop = at + len(table[number])
+                holders = rows[list(flat.replicas.places_in(self.replicas)), at:stop]
+                table[number] = holders.amax(dim=0).bool().tolist() if stop > at else []
+                at = stop
+        for number, flat in enumerate(self.flats):
+            if self.is_late(flat):
+                mine = torch.tensor(table[number], dtype=torch.uint8, device=flat.device)
+                table[number] = _everyone(mine, flat.replicas).amax(dim=0).bool().tolist()
+        if self.model_group is not None:
+            number_bytes = _bytes(total, torch.empty(0, dtype=torch.uint8)).to(self.flats[0].device)
+            ranks = comm.get_world_size(self.model_group)
+            total = _added(_everyone(number_bytes, Replicas(tuple(range(ranks)), 0, self.model_group, "model")))
+        return total, table
+
+    def sum_table_over_ranks(self, table: torch.Tensor) -> torch.Tensor:
+        """Adds a table of every replica, in rank order, so that all have bit-equal results. Called on all ranks.
+
+        Args:
+            table: a row for each parameter of `flats`, in order; float64.
+        """
+        at = 0
+        total = table.clone()
+        for holders, count in _runs(self.flats):
+            if holders.ranks > 1:
+                rows = table[at : at + count].reshape(-1).to(self.flats[0].device)
+                everyone = _everyone(rows, holders, "parameter norms")
+                summed = torch.zeros_like(table[at : at + count])
+                for part in everyone.to(table.device):
+                    summed += part.view(summed.shape)
+                total[at : at + count] = summed
+            at += count
         return total
 
     def replaced(self, flat: FlatGroup, span: Range, before: torch.Tensor) -> None:
@@ -225,7 +253,7 @@ class ReplicatedSpace(UpdateSpace):
 
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor, async_op: bool) -> Reduced:
         """All-reduces the bucket."""
-        handle: Any = comm.all_reduce(piece, group=self.group, async_op=async_op)
+        handle: Any = comm.all_reduce(piece, group=flat.replicas.group, async_op=async_op)
         return Reduced(piece, flat.layout.buckets[index].start, handle)
 
     def publish(self) -> None:
@@ -239,3 +267,49 @@ def _factors(policy: SpacePolicy, ranks: int) -> tuple[float, float]:
     if policy.mean:
         return 1.0 / policy.predivide, policy.predivide / ranks
     return 1.0 / policy.predivide, policy.predivide
+
+
+def _shared(replicas: Replicas, source: Source) -> Source:
+    """The first replica's values, on all of them."""
+    if replicas.ranks == 1:
+        return source
+
+    def share(parameter: torch.nn.Parameter) -> torch.Tensor:
+        value = source(parameter).contiguous()
+        with comm.scope("initial parameters"):
+            comm.broadcast(value, src=replicas.members[0], group=replicas.group)
+        return value
+
+    return share
+
+
+def _bytes(value: float, flags: torch.Tensor) -> torch.Tensor:
+    """Eight bytes of a float64, and then `flags`."""
+    return torch.cat([torch.tensor([value], dtype=torch.float64).view(torch.uint8), flags])
+
+
+def _everyone(mine: torch.Tensor, replicas: Replicas, scope: str = "gradient norm") -> torch.Tensor:
+    """What every one of `replicas` has, in host memory, a row each."""
+    out = torch.empty(replicas.ranks * mine.numel(), dtype=mine.dtype, device=mine.device)
+    with comm.scope(scope):
+        comm.all_gather_into_tensor(out, mine, group=replicas.group)
+    return out.cpu().view(replicas.ranks, -1)
+
+
+def _added(rows: torch.Tensor) -> float:
+    """The sum of the numbers that rows begin with, in order."""
+    total = 0.0
+    for row in rows:
+        total += float(row[:8].clone().view(torch.float64).item())
+    return total
+
+
+def _runs(flats: Sequence[FlatGroup]) -> list[tuple[Replicas, int]]:
+    """Neighbouring groups of the same replicas, and how many parameters they have together."""
+    found: list[tuple[Replicas, int]] = []
+    for flat in flats:
+        if found and found[-1][0].members == flat.replicas.members:
+            found[-1] = (flat.replicas, found[-1][1] + len(flat.parameters))
+        else:
+            found.append((flat.replicas, len(flat.parameters)))
+    return found

@@ -37,7 +37,8 @@ class SanityChecks(Part):
         """
         self._space = build.space
         if self._space is not None:
-            slots = [(slot.name, list(slot.shape), slot.start) for f in self._space.groups for slot in f.layout.slots]
+            alike = [flat for flat in self._space.groups if flat.replicas.members == self._space.replicas.members]
+            slots = [(slot.name, list(slot.shape), slot.start) for flat in alike for slot in flat.layout.slots]
             _compare({"parameters": zlib.crc32(repr(slots).encode())}, self._space, "have different")
 
     def after_update(self, update: Update) -> None:
@@ -50,6 +51,8 @@ class SanityChecks(Part):
             return
         sums = {}
         for flat in self._space.groups:
+            if flat.replicas.members != self._space.replicas.members:
+                continue  # other ranks have others of its kind
             for slot, parameter in zip(flat.layout.slots, flat.parameters, strict=True):
                 if parameter.is_contiguous() and parameter.numel():
                     sums[slot.name] = checksum(parameter)

@@ -139,20 +139,34 @@ def _agree(
     space: UpdateSpace, members: Sequence[torch.nn.Parameter], versions: list[int], modifier_rank: int | None
 ) -> bool:
     """Makes the change the same on all ranks; whether there is one."""
-    if space.ranks == 1:
+    by_holders: dict[tuple[int, ...], list[int]] = {}
+    for index, parameter in enumerate(members):
+        by_holders.setdefault(space.places[id(parameter)][0].replicas.members, []).append(index)
+    changed = False
+    for places in by_holders.values():
+        some = [members[index] for index in places]
+        changed |= _agree_among(space, some, [versions[index] for index in places], modifier_rank)
+    return changed
+
+
+def _agree_among(
+    space: UpdateSpace, members: Sequence[torch.nn.Parameter], versions: list[int], modifier_rank: int | None
+) -> bool:
+    """As `_agree`, for parameters of the same replicas; `modifier_rank` counts round where these are fewer."""
+    holders = space.places[id(members[0])][0].replicas
+    if holders.ranks == 1:
         return True
     if modifier_rank is not None:
-        source = comm.get_global_rank(space.group, modifier_rank)
         with comm.scope("modified parameters"), torch.no_grad():
             for parameter in members:
-                comm.broadcast(parameter.data, src=source, group=space.group)
+                comm.broadcast(parameter.data, src=holders.members[modifier_rank % holders.ranks], group=holders.group)
         return True
 
     def name(index: int) -> str:
         flat, place = space.places[id(members[index])]
         return repr(flat.layout.slots[place].name)
 
-    return agree_on_changes(members, versions, space.group, name)
+    return agree_on_changes(members, versions, holders.group, name)
 
 
 @contextmanager

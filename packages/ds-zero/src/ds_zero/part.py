@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ds_core.space import SpacePolicy, UpdateSpace
     from ds_zero.config import ZeroConfig
 
-__all__ = ["Zero", "limits_for", "mark_leaves", "policy_for", "units_for"]
+__all__ = ["Zero", "limits_for", "mark_leaves", "policy_for", "read_from_pieces", "units_for"]
 
 
 class Zero(Part):
@@ -52,7 +52,6 @@ class Zero(Part):
     def prepare(self, build: Build) -> None:
         """Plans units at every stage, so that all of them add the same numbers; sets ``build.space``."""
         config = build.config["zero_optimization"]
-        build.source = take_over
         mark_leaves(build.module, config)
         build.units = units_for(build.module, config)
         build.space_policy = policy_for(build.space_policy, config)
@@ -60,7 +59,9 @@ class Zero(Part):
             return
         if config.stage == 0:
             build.space = ReplicatedSpace(build.parameters, **build.space_arguments())
-        elif config.stage == 3 and (build.mesh.size("data") > 1 or config.offload_param.device != "none"):
+        elif config.stage == 3 and (
+            build.mesh.size(*build.mesh.batch_axes) > 1 or config.offload_param.device != "none"
+        ):
             build.space = self._space = _partitioned(build, config)
         else:
             build.space = ShardedSpace(build.parameters, **build.space_arguments())
@@ -96,6 +97,12 @@ class Zero(Part):
             self._applies.close()
         if self._owned is not None:
             disown(self._owned)
+
+
+def read_from_pieces(module: torch.nn.Module, build: Build) -> torch.nn.Module:
+    """Lets everything that is built read parameters that were constructed in shards. A transform; changes no module."""
+    build.source = take_over
+    return module
 
 
 def units_for(module: torch.nn.Module, config: ZeroConfig) -> tuple[Unit, ...]:

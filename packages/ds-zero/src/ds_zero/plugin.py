@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds_core.hooks import CommandEntry, ConfigSection, ReportRow, hookimpl
+from ds_core.hooks import CommandEntry, ConfigSection, ReportRow, TransformEntry, hookimpl
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -23,6 +23,16 @@ def ds_config_sections() -> Iterable[ConfigSection]:
             model="ds_zero.config:ZeroConfig",
             summary="Sharding of optimizer state, gradients and parameters over data-parallel ranks.",
         )
+    ]
+
+
+@hookimpl
+def ds_transforms(build: Build) -> Iterable[TransformEntry]:
+    """Where values of parameters come from that were built in shards; before any transform reads them."""
+    from ds_zero.part import read_from_pieces
+
+    return [
+        TransformEntry("zero_values", read_from_pieces, before=("expert_parallel", "hugging_face_experts", "pipeline"))
     ]
 
 

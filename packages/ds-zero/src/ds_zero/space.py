@@ -17,6 +17,7 @@ from ds_core.space import UpdateSpace
 
 if TYPE_CHECKING:
     from ds_core.flat import FlatGroup
+    from ds_core.holdings import Replicas
 
 __all__ = ["ShardedSpace"]
 
@@ -33,34 +34,34 @@ class ShardedSpace(UpdateSpace):
 
     def owned(self, flat: FlatGroup) -> tuple[Range, ...]:
         """This rank's part of every bucket."""
-        return flat.layout.shard_ranges(self.rank)
+        return flat.layout.shard_ranges(flat.replicas.rank)
 
     def reduce_bucket(self, flat: FlatGroup, index: int, piece: torch.Tensor, async_op: bool) -> Reduced:
         """Sums the bucket over ranks and keeps this rank's part of it."""
-        bucket = flat.layout.buckets[index]
-        own = bucket.shard(self.rank, self.ranks)
+        bucket, holders = flat.layout.buckets[index], flat.replicas
+        own = bucket.shard(holders.rank, holders.ranks)
         if not self.use_reduce_scatter:
-            handle: Any = comm.all_reduce(piece, group=self.group, async_op=async_op)
+            handle: Any = comm.all_reduce(piece, group=holders.group, async_op=async_op)
             part = piece[own.start - bucket.start : own.stop - bucket.start]
             return Reduced(part, own.start, handle, is_part=True)
         out = torch.empty(own.numel, dtype=piece.dtype, device=piece.device)
-        handle = comm.reduce_scatter_tensor(out, piece, group=self.group, async_op=async_op)
+        handle = comm.reduce_scatter_tensor(out, piece, group=holders.group, async_op=async_op)
         return Reduced(out, own.start, handle)
 
     def publish(self) -> None:
         """Gathers every rank's updated parts of the working parameters, in place."""
-        if self.ranks == 1:
-            return
         with comm.scope("parameters"):
             for flat in self.flats:
                 for bucket in flat.layout.buckets:
-                    self.share(flat.working(bucket.whole))
+                    self.share(flat.working(bucket.whole), flat.replicas)
 
-    def share(self, whole: torch.Tensor) -> None:
-        """Makes a bucket whole, in place, from the part each rank has in its own place of it."""
-        parts = whole.view(self.ranks, -1)
-        if self.use_all_gather:
-            comm.all_gather_into_tensor(whole, parts[self.rank], group=self.group)
+    def share(self, whole: torch.Tensor, holders: Replicas) -> None:
+        """Makes a bucket whole, in place, from the part each of `holders` has in its own place of it."""
+        if holders.ranks == 1:
             return
-        for rank in range(self.ranks):
-            comm.broadcast(parts[rank], src=comm.get_global_rank(self.group, rank), group=self.group)
+        parts = whole.view(holders.ranks, -1)
+        if self.use_all_gather:
+            comm.all_gather_into_tensor(whole, parts[holders.rank], group=holders.group)
+            return
+        for part, member in zip(parts, holders.members, strict=True):
+            comm.broadcast(part, src=member, group=holders.group)

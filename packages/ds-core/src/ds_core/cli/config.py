@@ -127,12 +127,12 @@ def _resolved(file: str, world: int | None) -> Config:
 
 
 def _data_parallel_size(config: Config, world: int) -> int:
-    """Ranks left for the data axis once every axis that installed wheels ask for is taken."""
+    """Ranks among which the batch is divided once the axes that installed wheels ask for beside it are taken."""
     from ds_core.plugins import manager
 
     size = 1
-    for request in manager().call("ds_mesh_axes", config=config):
-        size *= request.item.size if request.item.name != "data" else 1
+    for request in manager().call("ds_mesh_axes", config=config, model=None):
+        size *= 1 if request.item.splits_batch or request.item.name == "data" else request.item.size
     if world % size:
         raise ConfigError(f"{world} ranks cannot be divided among mesh axes of {size} ranks; use a multiple of {size}")
     return world // size

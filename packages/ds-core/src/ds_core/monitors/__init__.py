@@ -3,7 +3,7 @@
 from ds_core.monitors.base import Event, Monitor
 from ds_core.monitors.events import peak_memory, train_events
 from ds_core.monitors.jsonl import JsonlMonitor
-from ds_core.monitors.master import MonitorMaster
+from ds_core.monitors.master import MonitorMaster, is_asked
 from ds_core.monitors.tensorboard import TensorBoardMonitor
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Monitor",
     "MonitorMaster",
     "TensorBoardMonitor",
+    "is_asked",
     "peak_memory",
     "train_events",
 ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ds_core.monitors.base import Event, Monitor
 
 if TYPE_CHECKING:
-    from ds_core.plugins import PluginManager
+    from ds_core.hooks import MonitorEntry
+    from ds_core.plugins import PluginManager, Provided
 
 __all__ = ["MonitorMaster"]
 
@@ -85,19 +86,35 @@ class MonitorMaster:
                 )
 
 
+def is_asked(config: _Sections | Mapping[str, Any], manager: PluginManager | None = None) -> bool:
+    """Whether any sink is enabled, on whatever rank it writes."""
+    return bool(_enabled(config, manager))
+
+
+def _enabled(
+    config: _Sections | Mapping[str, Any], manager: PluginManager | None
+) -> list[tuple[Provided[MonitorEntry], Any]]:
+    """The sinks that the config enables, with their sections."""
+    from ds_core.plugins import manager as installed
+
+    found = []
+    for provided in (manager or installed()).collect("ds_monitors"):
+        if isinstance(config, Mapping) and provided.item.section not in config:
+            continue
+        section = config[provided.item.section]
+        if section.enabled:
+            found.append((provided, section))
+    return found
+
+
 def _open(config: _Sections | Mapping[str, Any], manager: PluginManager | None) -> dict[str, Monitor]:
     """The enabled sinks by name; two of one name are told apart by the plugin they come from."""
     from ds_core.plugins import load_ref
-    from ds_core.plugins import manager as installed
 
     opened: dict[str, Monitor] = {}
-    for provided in (manager or installed()).collect("ds_monitors"):
+    for provided, section in _enabled(config, manager):
         entry = provided.item
-        if isinstance(config, Mapping) and entry.section not in config:
-            continue
-        section = config[entry.section]
-        if section.enabled:
-            name = entry.name if entry.name not in opened else f"{entry.name} ({provided.record.id})"
-            factory: Any = load_ref(entry.factory)
-            opened[name] = factory(section)
+        name = entry.name if entry.name not in opened else f"{entry.name} ({provided.record.id})"
+        factory: Any = load_ref(entry.factory)
+        opened[name] = factory(section)
     return opened

@@ -45,7 +45,7 @@ class GradientNorm(Part):
         self._max_norm = build.config.training.gradient_clipping
         bf16 = build.config["bf16"]
         self._check = not bf16.enabled or bf16.check_grad_overflow
-        self._rank = build.mesh.rank("data")
+        self._rank = build.mesh.rank(*build.mesh.batch_axes)
 
     def before_update(self, update: Update) -> None:
         """Measures, clips, vetoes.

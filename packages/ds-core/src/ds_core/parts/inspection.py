@@ -145,7 +145,7 @@ class Inspection(Part):
 
     def own(self, spot: Spot) -> Range | None:
         """The elements this rank updates."""
-        return self.share(spot, self.space.rank)
+        return self.share(spot, spot.flat.replicas.rank)
 
     def cut(self, spot: Spot, full: torch.Tensor) -> torch.Tensor:
         """This rank's part of a 1-D full value."""

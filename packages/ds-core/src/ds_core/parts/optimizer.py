@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +51,7 @@ class OptimizerStep(Part):
         """The optimizer must be told which elements of a run belong to which parameter."""
         self._rounding_seed: int | None = None
         self._space: UpdateSpace | None = None
+        self._elsewhere: Collection[str] = ()
 
     def prepare(self, build: Build) -> None:
         """Makes or adopts the optimizer.
@@ -62,7 +63,7 @@ class OptimizerStep(Part):
         space = build.space
         if space is None or (build.optimizer is None and build.config["optimizer"].type is None):
             return
-        self._space = space
+        self._space, self._elsewhere = space, build.elsewhere
         self.placement = placement = build.placement
         groups = build.optimizer_groups
         # Made over the model's own parameters first: this validates names and hyperparameters before memory is spent.
@@ -252,7 +253,7 @@ class OptimizerStep(Part):
     def check_state(self, reader: StateReader) -> None:
         """Refuses the state of another optimizer or of other parameters."""
         if self.optimizer is not None and self._space is not None:
-            check_optimizer(self.optimizer, self._space, reader)
+            check_optimizer(self.optimizer, self._space, reader, self._elsewhere)
 
     def load_state(self, reader: StateReader) -> None:
         """Takes states back by parameter name."""

@@ -9,7 +9,7 @@ Note [Nothing twice]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,16 @@ def _saved(reader: StateReader) -> _Saved:
     return _Saved(reader, states, scalars, keys, saved["type"] if saved else None)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, space: UpdateSpace, reader: StateReader) -> None:
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, space: UpdateSpace, reader: StateReader, elsewhere: Collection[str] = ()
+) -> None:
     """Refuses what `load_optimizer` could not take.
+
+    Args:
+        optimizer: that would take it.
+        space: its parameters.
+        reader: the checkpoint.
+        elsewhere: names of what other ranks train.
 
     Raises:
         CheckpointError: no optimizer state, of another type, or of other parameters or shapes.
@@ -97,7 +105,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer, space: UpdateSpace, reader
         )
     check_family(found, optimizer)
     saved = _saved(reader)
-    slots = {slot.name: slot for flat in space.flats for slot in flat.layout.slots if slot.numel}
+    slots = {
+        slot.name: flat.logical(index).shape
+        for flat in space.flats
+        for index, slot in enumerate(flat.layout.slots)
+        if slot.numel
+    }
     missing = [name for name in slots if not saved.knows(name) and not reader.may_lack(name)]
     if missing:
         raise CheckpointError(
@@ -105,17 +118,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, space: UpdateSpace, reader
             "trained when it was saved; pass missing= with the names that start anew, or load_optimizer_states=False"
         )
     known = dict.fromkeys([*saved.scalars, *saved.states])
-    surplus = [name for name in known if name not in slots and not reader.may_have(name)]
+    surplus = [name for name in known if name not in slots and name not in elsewhere and not reader.may_have(name)]
     if surplus:
         raise CheckpointError(
             f"the checkpoint has optimizer state of {listed(surplus)}, which this engine does not train; pass "
             "unexpected= with the names to leave out, or load_optimizer_states=False"
         )
-    for name, slot in slots.items():
+    for name, expected in slots.items():
         for state in saved.states.get(name, ()):
             shape = saved.shape(state, name)
-            if shape != slot.shape and (state == MASTER or space.is_sharded):
-                raise CheckpointError(f"{state!r} of {name!r} has shape {shape} in the checkpoint, {slot.shape} here")
+            if shape != expected and (state == MASTER or space.is_sharded):
+                raise CheckpointError(f"{state!r} of {name!r} has shape {shape} in the checkpoint, {expected} here")
 
 
 def load_optimizer(
@@ -148,13 +161,13 @@ def _load_master(saved: _Saved, piece: MasterPiece) -> None:
     values = piece.master.data.view(-1)
     if piece.is_stored:
         values.zero_()  # between parameters there is nothing to read
-    for _, slot, part in piece.fragments():
+    for index, slot, part in piece.fragments():
         here = values[part.start - piece.span.start : part.stop - piece.span.start]
         key = _finest(saved.keys, slot.name)
         if key is None:
             here.copy_(piece.flat.working(part))
         else:
-            saved.reader.read(key, here, part.start - slot.start)
+            saved.reader.read(key, here, piece.flat.bounds(index, part).start)
 
 
 def _finest(keys: frozenset[str], name: str) -> str | None:
@@ -188,18 +201,18 @@ def _fits(saved: _Saved, optimizer: torch.optim.Optimizer, piece: MasterPiece, s
         held = optimizer.state.get(piece.master, {})
         own = {key for key, value in held.items() if isinstance(value, torch.Tensor) and key != "step"}
     return own == set(states) and all(
-        state in saved.states.get(slot.name, ()) and saved.shape(state, slot.name) == slot.shape
+        state in saved.states.get(slot.name, ()) and saved.shape(state, slot.name) == piece.flat.logical(index).shape
         for state in states
-        for _, slot, _ in piece.fragments()
+        for index, slot, _ in piece.fragments()
     )
 
 
 def _read(saved: _Saved, own: dict[str, Any], piece: MasterPiece, state: str) -> None:
-    for _, slot, part in piece.fragments():
+    for index, slot, part in piece.fragments():
         if not saved.knows(slot.name):
             continue
-        has = state in saved.states.get(slot.name, ())
-        if has and saved.shape(state, slot.name) != slot.shape:
+        has, first = state in saved.states.get(slot.name, ()), piece.flat.bounds(index, part).start
+        if has and saved.shape(state, slot.name) != piece.flat.logical(index).shape:
             own[state] = _whole(saved, state, slot.name, own.get(state), piece.master.device)
             continue
         target = own.get(state)
@@ -209,10 +222,10 @@ def _read(saved: _Saved, own: dict[str, Any], piece: MasterPiece, state: str) ->
             target = own[state] = torch.zeros_like(piece.master.data, memory_format=torch.contiguous_format)
         low, high = part.start - piece.span.start, part.stop - piece.span.start
         if has and target.is_contiguous():
-            saved.reader.read(_key(state, slot), target.view(-1)[low:high], part.start - slot.start)
+            saved.reader.read(_key(state, slot), target.view(-1)[low:high], first)
         elif has:
             values = torch.empty(part.numel, dtype=target.dtype, device=target.device)
-            saved.reader.read(_key(state, slot), values, part.start - slot.start)
+            saved.reader.read(_key(state, slot), values, first)
             target.copy_(values.view(target.shape))  # a piece of several parameters is 1-D, and contiguous
 
 
@@ -239,10 +252,11 @@ def _pack(saved: _Saved, optimizer: Any, piece: MasterPiece, state: str) -> None
         values = buffer[: stop - start].zero_()
         if not saved.knows_all(piece):
             values.copy_(optimizer.unpack(piece.master, state, low, low + values.numel()))
-        for _, slot, part in piece.fragments():
+        for index, slot, part in piece.fragments():
             first, last = max(part.start, start), min(part.stop, stop)
             if first < last and state in saved.states.get(slot.name, ()):
-                saved.reader.read(_key(state, slot), values[first - start : last - start], first - slot.start)
+                at = piece.flat.bounds(index, Range(first, last)).start
+                saved.reader.read(_key(state, slot), values[first - start : last - start], at)
         optimizer.pack(piece.master, state, low, values)
 
 
@@ -274,14 +288,15 @@ def _load_scalars(saved: _Saved, optimizer: torch.optim.Optimizer, piece: Master
 def refine(piece: MasterPiece, reader: StateReader) -> None:
     """Where a checkpoint knows values more finely that round to the working values, the master takes them."""
     keys = frozenset(reader.keys())
-    for _, slot, part in piece.fragments():
+    for index, slot, part in piece.fragments():
         key = _finest(keys, slot.name)
-        if key is None or reader.dtype(key) == piece.flat.dtype or reader.shape(key) != slot.shape:
+        logical = piece.flat.logical(index)
+        if key is None or reader.dtype(key) == piece.flat.dtype or reader.shape(key) != logical.shape:
             continue
         for start in range(part.start, part.stop, BUFFER_NUMEL):
             chunk = Range(start, min(start + BUFFER_NUMEL, part.stop))
             fine = torch.empty(chunk.numel, dtype=piece.master.dtype, device=piece.master.device)
-            reader.read(key, fine, chunk.start - slot.start)
+            reader.read(key, fine, piece.flat.bounds(index, chunk).start)
             master = piece.master.data.view(-1)[chunk.start - piece.span.start : chunk.stop - piece.span.start]
             working = piece.flat.working(chunk).to(master.device)
             torch.where(fine.to(working.dtype) == working, fine, master, out=master)

@@ -45,10 +45,11 @@ def plan_optimizer(
     for piece in pieces:
         tensors: dict[str, torch.Tensor | Deferred]
         tensors, whole, small = _read(optimizer, piece)
-        if whole and space.is_sharded:
+        is_sliced = any(piece.flat.logical(index).shape != slot.shape for index, slot, _ in piece.fragments())
+        if whole and (space.is_sharded or is_sliced):
             raise CheckpointError(
                 f"{type(optimizer).__name__} keeps {sorted(whole)} in a shape of its own, which cannot be saved from "
-                "shards; use zero_optimization.stage 0 with this optimizer"
+                "shards or slices; use zero_optimization.stage 0, and no expert parallelism, with this optimizer"
             )
         if piece.is_finer:
             tensors[MASTER] = piece.master.detach().view(-1)
@@ -57,15 +58,16 @@ def plan_optimizer(
             tensors = {name or MASTER: tensor for name, tensor in deferred.items() if name or piece.is_finer}
         mine = space.measured(piece.flat)
         for index, slot, part in piece.fragments():
+            logical = piece.flat.logical(index)
             scalars[slot.name] = {**small, "taken": steps[id(piece.flat)][index]}
             for written in filter(None, (intersect(share, part.start, part.stop) for share in mine)):
                 low, high = written.start - piece.span.start, written.stop - piece.span.start
-                bounds = (written.start - slot.start, written.stop - slot.start)
+                bounds = piece.flat.bounds(index, written)
                 for key, values in tensors.items():
                     name = f"optimizer/{key}/{slot.name}"
                     part_of = values if isinstance(values, Deferred) else values[low:high]
-                    plan.fragments.append(Fragment(name, slot.shape, *bounds, part_of, low))
-            for key, values in whole.items() if space.rank == 0 else ():
+                    plan.fragments.append(Fragment(name, logical.shape, bounds.start, bounds.stop, part_of, low))
+            for key, values in whole.items() if piece.flat.replicas.rank == 0 else ():
                 flat = values.detach().reshape(-1)
                 name = f"optimizer/{key}/{slot.name}"
                 plan.fragments.append(Fragment(name, tuple(values.shape), 0, flat.numel(), flat))

@@ -42,8 +42,8 @@ class Position(Part):
         self.loader = build.loader = DistributedLoader(
             build.training_data,
             batch_size=build.config.batch.micro_batch_size,
-            rank=build.mesh.rank("data"),
-            ranks=build.mesh.size("data"),
+            rank=build.mesh.rank(*build.mesh.batch_axes),
+            ranks=build.mesh.size(*build.mesh.batch_axes),
             collate_fn=build.collate_fn,
             drop_last=training.dataloader_drop_last,
             seed=training.seed or 0,

@@ -6,15 +6,16 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ds_core.monitors import MonitorMaster
+from ds_core.monitors import MonitorMaster, is_asked
 from ds_core.monitors.events import elapsed_ms, train_events
-from ds_core.part import Part, Update
+from ds_core.part import Part, Update, overrides
 
 if TYPE_CHECKING:
     import torch
 
     from ds_core.build import Build
     from ds_core.config import Batch
+    from ds_core.engine_api import EngineApi
 
 __all__ = ["Reporting"]
 
@@ -45,6 +46,7 @@ class Reporting(Part):
         self._batch = build.config.batch.train_batch_size
         self._print_every = build.config.training.steps_per_print if build.rank == 0 else None
         self.monitor = build.monitor = MonitorMaster(build.config, rank=build.rank, manager=build.manager)
+        build.is_monitored = is_asked(build.config, build.manager)
 
     @property
     def _is_heard(self) -> bool:
@@ -79,6 +81,15 @@ class Reporting(Part):
             self.monitor.write_events(events)
         if self._print_every and update.step % self._print_every == 0:
             self._print(update, {"loss": loss, "lr": rate, "grad_norm": update.grad_norm, "loss_scale": scale}, times)
+
+    def after_step(self, engine: EngineApi) -> None:
+        """Writes what other parts have measured of this step."""
+        update = engine._last_update
+        if self.monitor is None or not self.monitor.enabled or update is None:
+            return
+        rows = [row for measured in overrides(engine.parts, "metrics") for row in measured(update)]
+        if rows:
+            self.monitor.write_events([(name, value, update.samples) for name, value in rows])
 
     def _print(self, update: Update, shown: dict[str, float | None], times: dict[str, float]) -> None:
         build = self._build

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ds_core import comm
 from ds_core.errors import CheckpointError, listed
+from ds_core.flat import Logical
+from ds_core.holdings import Holding, Replicas
 from ds_core.layout import Range
 from ds_core.part import Part, Update
 from ds_core.space import ReplicatedSpace, UpdateSpace
@@ -36,24 +38,48 @@ class Weights(Part):
     def __init__(self) -> None:
         self._module: torch.nn.Module | None = None
         self._space: UpdateSpace | None = None
+        self._batch: Replicas | None = None
+        self._holdings: Mapping[torch.nn.Parameter, Holding] = {}
+        self._elsewhere: Collection[str] = ()
         self._strays: list[torch.nn.Parameter] = []
         """Parameters that get gradients although no optimizer group holds them."""
 
     def prepare(self, build: Build) -> None:
         """Makes the replicated space unless a part before this one made another; starts all ranks equal."""
-        self._module = build.module
+        self._module, self._holdings, self._elsewhere = build.module, build.holdings, build.elsewhere
         members = build.parameters
         if build.space is None and members:
             build.space = ReplicatedSpace(members, **build.space_arguments())  # fills and broadcasts the trained ones
         self._space = build.space
         held = {id(member.parameter) for member in members}
         self._strays = [p for p in build.module.parameters() if p.requires_grad and id(p) not in held]
-        group = build.mesh.group("data")
-        if build.mesh.size("data") > 1:
-            with comm.scope("initial parameters"), torch.no_grad():
-                source = comm.get_global_rank(group, 0)
-                for tensor in _untrained(build.module, self._space).values():
-                    comm.broadcast(tensor, src=source, group=group)
+        self._batch = build.mesh.replicas(*build.mesh.batch_axes)
+        with comm.scope("initial parameters"), torch.no_grad():
+            for name, tensor in _untrained(build.module, self._space).items():
+                holders = self._holders(name)
+                if holders.ranks > 1:
+                    comm.broadcast(tensor, src=holders.members[0], group=holders.group)
+
+    def _holding(self, name: str) -> Holding | None:
+        """Of a parameter that is not like those all ranks of the batch hold."""
+        assert self._module is not None
+        if not self._holdings:
+            return None
+        parameter = dict(self._module.named_parameters(remove_duplicate=False)).get(name)
+        return None if parameter is None else self._holdings.get(parameter)
+
+    def _holders(self, name: str) -> Replicas:
+        """Ranks that hold the same values of a parameter or buffer."""
+        assert self._batch is not None
+        holding = self._holding(name)
+        return self._batch if holding is None else holding.replicas
+
+    def _logical(self, name: str, tensor: torch.Tensor) -> Logical:
+        """What a checkpoint knows it as."""
+        holding = self._holding(name)
+        if holding is None or holding.shape is None:
+            return Logical(tuple(tensor.shape))
+        return Logical(holding.shape, holding.start)
 
     def after_update(self, update: Update) -> None:
         """Shares the updated parameters with every rank."""
@@ -68,22 +94,25 @@ class Weights(Part):
             parameter.grad = None
 
     def state_plan(self) -> StatePlan:
-        """Trainable parameters by shards; frozen parameters and buffers by the first rank."""
+        """Trainable parameters by shards; frozen parameters and buffers by the first rank that holds them."""
         plan = StatePlan()
         assert self._module is not None
-        first = True
-        if self._space is not None:
-            first = self._space.rank == 0
-            for flat in self._space.groups:
-                for index, part in flat.layout.fragments(self._space.measured(flat)):
-                    slot = flat.layout.slots[index]
-                    bounds = (part.start - slot.start, part.stop - slot.start)
-                    plan.fragments.append(Fragment(f"model/{slot.name}", slot.shape, *bounds, _values(flat, part)))
-        if first:
-            for name, tensor in _untrained(self._module, self._space).items():
-                values = tensor.detach().reshape(-1)
-                plan.fragments.append(Fragment(f"model/{name}", tuple(tensor.shape), 0, values.numel(), values))
-            plan.values["module"] = _names(self._module)
+        assert self._batch is not None
+        for flat in self._space.groups if self._space is not None else ():
+            assert self._space is not None
+            for index, part in flat.layout.fragments(self._space.measured(flat)):
+                key, shape, bounds = (
+                    f"model/{flat.layout.slots[index].name}",
+                    flat.logical(index).shape,
+                    flat.bounds(index, part),
+                )
+                plan.fragments.append(Fragment(key, shape, bounds.start, bounds.stop, _values(flat, part)))
+        for name, tensor in _untrained(self._module, self._space).items():
+            if self._holders(name).rank == 0:
+                values, logical = tensor.detach().reshape(-1), self._logical(name, tensor)
+                stop = logical.start + values.numel()
+                plan.fragments.append(Fragment(f"model/{name}", logical.shape, logical.start, stop, values))
+        plan.values["module"] = _names(self._module)
         return plan
 
     def check_state(self, reader: StateReader) -> None:
@@ -98,7 +127,7 @@ class Weights(Part):
         refused = [name for name in missing if not reader.may_lack(name)]
         if refused:
             raise CheckpointError(self._missing(refused, len(tensors), reader.unclaimed))
-        surplus = [name for name in reader.unclaimed if not reader.may_have(name)]
+        surplus = [name for name in reader.unclaimed if name not in self._elsewhere and not reader.may_have(name)]
         if surplus:
             raise CheckpointError(
                 f"the checkpoint has {_count(surplus)} that this model has not: "
@@ -106,9 +135,10 @@ class Weights(Part):
                 "unexpected= with the names to leave out"
             )
         shapes = {name: reader.shape(MODEL + name) for name in tensors if MODEL + name in known}
-        wrong = [name for name, shape in shapes.items() if shape != tuple(tensors[name].shape)]
+        here = {name: self._logical(name, tensors[name]).shape for name in shapes}
+        wrong = [name for name, shape in shapes.items() if shape != here[name]]
         if wrong:
-            first = f"{wrong[0]!r} has shape {tuple(tensors[wrong[0]].shape)} here and {shapes[wrong[0]]}"
+            first = f"{wrong[0]!r} has shape {here[wrong[0]]} here and {shapes[wrong[0]]}"
             rest = f"; shapes also differ of {listed(wrong[1:])}" if wrong[1:] else ""
             raise CheckpointError(f"{first} in the checkpoint{rest}")
 
@@ -139,11 +169,11 @@ class Weights(Part):
                     slot = flat.layout.slots[index]
                     if MODEL + slot.name in known:
                         values = flat.working(part)
-                        reader.read(_best(reader, known, slot.name, flat.dtype), values, part.start - slot.start)
+                        reader.read(_best(reader, known, slot.name, flat.dtype), values, flat.bounds(index, part).start)
                         flat.store(part, values)
             for name, tensor in tensors.items():
                 if name not in mine and MODEL + name in known:
-                    _read(reader, MODEL + name, tensor)
+                    _read(reader, MODEL + name, tensor, self._logical(name, tensor).start)
 
     def state_loaded(self) -> None:
         """Shares what is whole on all ranks and was read in parts."""
@@ -187,12 +217,12 @@ def _best(reader: StateReader, known: Set[str], name: str, dtype: torch.dtype) -
     return MODEL + name
 
 
-def _read(reader: StateReader, key: str, tensor: torch.Tensor) -> None:
+def _read(reader: StateReader, key: str, tensor: torch.Tensor, start: int = 0) -> None:
     if tensor.is_contiguous():
-        reader.read(key, tensor.data.view(-1))
+        reader.read(key, tensor.data.view(-1), start)
         return
     values = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-    reader.read(key, values)
+    reader.read(key, values, start)
     tensor.data.copy_(values.view(tensor.shape))
 
 

@@ -172,8 +172,8 @@ def set_up(
         model_dtype=str(next(sketch.module.parameters()).dtype).removeprefix("torch."),
     )
     resolved = resolve(raw, facts)
-    mesh = plan([request.item for request in manager.call("ds_mesh_axes", config=resolved)], world)
-    ranks = mesh.size("data")
+    mesh = plan([request.item for request in manager.call("ds_mesh_axes", config=resolved, model=model)], world)
+    ranks = mesh.size(*mesh.batch_axes)
     resolved = resolved.for_data_parallel(ranks)
     zero: ZeroConfig = resolved["zero_optimization"]
     _, groups = optimizer_groups(model, None, model_parameters)

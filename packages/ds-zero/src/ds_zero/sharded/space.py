@@ -61,7 +61,10 @@ class PartitionedSpace(ShardedSpace):
         self._gather_by_sum = gather_by_sum
         super().__init__(parameters, **arguments)
         # Ranks may gather and reduce in different orders relative to each other, so each has a group of its own.
-        self.gather_group: ProcessGroup | None = beside(self.group, "gathers")
+        holders = {flat.replicas.members: flat.replicas.group for flat in self.groups}
+        self.gather_groups: dict[tuple[int, ...], ProcessGroup | None] = {
+            members: beside(group, "gathers") for members, group in holders.items()
+        }
         self.units: list[GatherUnit] = self._make_units(units)
         titles = [unit.title for unit in units]
         self.coordinator = Coordinator(self.units, Control(self.group, self.ranks, titles, PHASES), limits)
@@ -83,9 +86,7 @@ class PartitionedSpace(ShardedSpace):
         if not self._is_planned:
             self._is_planned = True
             self.shelf.plan(self.groups, self._whole)
-        return ShardedValues(
-            flat, rank=self.rank, ranks=self.ranks, group=self.group, whole=self._whole, shelf=self.shelf
-        )
+        return ShardedValues(flat, whole=self._whole, shelf=self.shelf)
 
     def _make_units(self, units: Sequence[Unit]) -> list[GatherUnit]:
         pieces: dict[int, list[tuple[FlatGroup, int]]] = {}
@@ -93,7 +94,7 @@ class PartitionedSpace(ShardedSpace):
             for index, bucket in enumerate(flat.layout.buckets):
                 pieces.setdefault(bucket.unit, []).append((flat, index))
         return [
-            GatherUnit(unit, pieces[unit.index], self.gather_group, by_sum=self._gather_by_sum)
+            GatherUnit(unit, pieces[unit.index], self.gather_groups, by_sum=self._gather_by_sum)
             for unit in units
             if unit.index in pieces and unit.index not in self._whole
         ]
@@ -107,11 +108,10 @@ class PartitionedSpace(ShardedSpace):
         self._share_wholes(self.groups)
 
     def _share_wholes(self, groups: Sequence[FlatGroup]) -> None:
-        if self.ranks > 1:
-            with comm.scope("parameters"):
-                for flat in groups:
-                    values: ShardedValues = flat.values  # type: ignore[assignment]
-                    values.gather_whole(self.share)
+        with comm.scope("parameters"):
+            for flat in groups:
+                values: ShardedValues = flat.values  # type: ignore[assignment]
+                values.gather_whole(self.share)
 
     @contextmanager
     def gathered(self, units: Sequence[GatherUnit], *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:

@@ -6,6 +6,7 @@ SHARDED --issue--> GATHERING --wait--> GATHERED --release--> SHARDED
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ class GatherUnit:
         self,
         plan: Unit,
         pieces: list[tuple[FlatGroup, int]],
-        group: ProcessGroup | None,
+        groups: Mapping[tuple[int, ...], ProcessGroup | None],
         *,
         by_sum: bool = False,
     ) -> None:
@@ -79,7 +80,7 @@ class GatherUnit:
         self.depth: int = 0
         self.held: int = 0
         self._pieces = pieces
-        self._group = group
+        self._groups = groups
         self._by_sum = by_sum
         self._handles: list[Any] = []
         self._versions: list[int] = []
@@ -127,7 +128,7 @@ class GatherUnit:
         handles: list[Any] = []
         with comm.scope("parameters"):
             for flat, index in self._pieces:
-                bucket = flat.layout.buckets[index]
+                bucket, group = flat.layout.buckets[index], self._groups[flat.replicas.members]
                 values: ShardedValues = flat.values  # type: ignore[assignment]
                 shard = values.shard(index, ahead=True)
                 full = buffers.take(bucket.numel, flat.dtype, flat.device)
@@ -139,9 +140,9 @@ class GatherUnit:
                     # A shard of a file is in a buffer that the next one takes.
                     shard = full[at : at + shard.numel()].copy_(shard, non_blocking=not lent)
                 if self._by_sum:
-                    handles.append(comm.all_reduce(full, group=self._group, async_op=True))
+                    handles.append(comm.all_reduce(full, group=group, async_op=True))
                 else:
-                    handles.append(comm.all_gather_into_tensor(full, shard, group=self._group, async_op=True))
+                    handles.append(comm.all_gather_into_tensor(full, shard, group=group, async_op=True))
                 fulls.append(full)
         return fulls, handles
 

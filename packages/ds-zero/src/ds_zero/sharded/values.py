@@ -13,9 +13,8 @@ from ds_core.placeholder import placeholder, show
 from ds_core.values import Source, Values
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
     from ds_core.flat import FlatGroup
+    from ds_core.holdings import Replicas
     from ds_zero.offload.shelf import Shelf
 
 __all__ = ["ShardedValues"]
@@ -26,7 +25,6 @@ class ShardedValues(Values):
 
     Args:
         flat: the group.
-        rank, ranks: which shard.
         whole: units whose buckets stay whole on every rank.
         shelf: where shards live; buckets that stay whole are on the group's device.
     """
@@ -35,16 +33,12 @@ class ShardedValues(Values):
         self,
         flat: FlatGroup,
         *,
-        rank: int,
-        ranks: int,
-        group: ProcessGroup | None,
         whole: Collection[int],
         shelf: Shelf,
     ) -> None:
         self._flat = flat
-        self._rank = rank
-        self._ranks = ranks
-        self._group = group
+        self._rank = rank = flat.replicas.rank
+        self._ranks = ranks = flat.replicas.ranks
         self._shelf = shelf
         self.wholes: list[torch.Tensor | None] = []
         """Per bucket, the values of all ranks where they stay."""
@@ -134,11 +128,11 @@ class ShardedValues(Values):
             self.put(mine, part)
         show(parameter, placeholder(slot.shape, self._flat.dtype, self._flat.device))
 
-    def gather_whole(self, share: Callable[[torch.Tensor], None]) -> None:
+    def gather_whole(self, share: Callable[[torch.Tensor, Replicas], None]) -> None:
         """Brings the parts of all ranks into the buckets that stay whole, through `share`. Called on all ranks."""
         for whole in self.wholes:
             if whole is not None:
-                share(whole)
+                share(whole, self._flat.replicas)
 
     def close(self) -> None:
         """Gathers everything into ordinary parameters. Called on all ranks."""
@@ -148,7 +142,9 @@ class ShardedValues(Values):
             if full is None:
                 full = torch.empty(bucket.numel, dtype=self._flat.dtype, device=self._flat.device)
                 with comm.scope("final parameters"):
-                    comm.all_gather_into_tensor(full, self.shard(index).to(full.device), group=self._group)
+                    comm.all_gather_into_tensor(
+                        full, self.shard(index).to(full.device), group=self._flat.replicas.group
+                    )
             for place in range(bucket.first, bucket.last):
                 slot = layout.slots[place]
                 view = full[slot.start - bucket.start : slot.stop - bucket.start].view(slot.shape)

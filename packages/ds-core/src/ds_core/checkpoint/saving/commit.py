@@ -133,12 +133,18 @@ def commit(root: Path, work: Path, header: Header, shares: Sequence[Written], di
 
 
 def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Adds what `into` does not have; dicts are merged, of anything else the first stays."""
+    """Adds what `into` does not have; dicts and lists of names are merged, of anything else the first stays."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
+        elif _is_names(value) and _is_names(into.get(key)):
+            into[key] = list(dict.fromkeys([*into[key], *value]))
         else:
             into.setdefault(key, value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def tools() -> dict[str, str]:
