@@ -6,6 +6,7 @@ from ds_pipeline.schedules.make import SCHEDULES, make_schedule
 from ds_pipeline.schedules.memory import Held, peak_bytes, peaks
 from ds_pipeline.schedules.order import in_order, inputs_of
 from ds_pipeline.schedules.simulate import Costs, Simulation, Timed, simulate
+from ds_pipeline.schedules.text import from_text, to_text
 from ds_pipeline.schedules.validate import validate
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Simulation",
     "Timed",
     "forward_only",
+    "from_text",
     "in_order",
     "inputs_of",
     "looped",
@@ -27,6 +29,7 @@ __all__ = [
     "peak_bytes",
     "peaks",
     "simulate",
+    "to_text",
     "v_shaped",
     "validate",
 ]
