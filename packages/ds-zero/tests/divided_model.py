@@ -19,6 +19,11 @@ from ds_core.hooks import AxisRequest, TransformEntry, hookimpl
 
 FEATURES = 6
 EXPERTS = 4
+IDLE = "3"
+"""An expert no row goes to: its weights must not even decay, whatever those at its place on other ranks do.
+
+Not at stage 3, where ranks gather what they call: modules that communicate must then be called alike on all of them.
+"""
 
 
 class _AllRows(torch.autograd.Function):
@@ -64,12 +69,14 @@ class Experts(nn.Module):
         self.alone = nn.ModuleDict({str(i): nn.Linear(FEATURES, FEATURES) for i in range(EXPERTS)})
         self.fixed = nn.Parameter(torch.randn(EXPERTS, FEATURES), requires_grad=False)
         self.who: Replicas | None = None
+        self.is_one_idle = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x if self.who is None else _AllRows.apply(x, self.who)
         made = torch.einsum("bi,eoi->bo", rows, self.stacked) + (rows * self.fixed.sum(0))
-        for expert in self.alone.values():
-            made = made + torch.tanh(expert(rows))
+        for number, expert in self.alone.items():
+            if number != IDLE or not self.is_one_idle:
+                made = made + torch.tanh(expert(rows))
         return made if self.who is None else _OwnRows.apply(made, self.who)
 
 

@@ -9,12 +9,15 @@ import divided_model
 import pytest
 import torch
 from divided_model import FEATURES
+from safetensors.torch import load_file
 
 from ds_core.testing import run_ranks
 
 STEPS = 3
 ROWS = 8
 CLIP = 0.5
+STAGES = {"mixture": (0, 1, 3), "staged": (0, 1)}
+"""Stages of ZeRO for tests that need not go through all."""
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -31,10 +34,17 @@ def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.nn.functional.mse_loss(part, target) for part in parts]).sum()
 
 
-def plain(kind: str, steps: int = STEPS) -> tuple[dict[str, torch.Tensor], list[float]]:
+def make_model(kind: str, stage: int) -> Any:
     model = getattr(divided_model, kind)()
+    if kind == "mixture":
+        model.experts.is_one_idle = stage < 3
+    return model
+
+
+def plain(kind: str, stage: int = 0, steps: int = STEPS) -> tuple[dict[str, torch.Tensor], list[float]]:
+    model = make_model(kind, stage)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.3)
     norms = []
     for x, y in batches()[:steps]:
         loss_of(model(x), y).backward()
@@ -47,13 +57,13 @@ def plain(kind: str, steps: int = STEPS) -> tuple[dict[str, torch.Tensor], list[
 def make_engine(kind: str, ranks: int, stage: int, **zero: Any) -> Any:
     import ds_core
 
-    model = getattr(divided_model, kind)()
+    model = make_model(kind, stage)
     model.ranks = ranks
     batch = 4 if kind == "mixture" else 4 // ranks
     config = {
         "train_batch_size": ROWS,
         "train_micro_batch_size_per_gpu": ROWS // batch,
-        "optimizer": {"type": "Adam", "params": {"lr": 1e-2}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.3}},
         "gradient_clipping": CLIP,
         "zero_optimization": {"stage": stage, "param_persistence_threshold": 8, **zero},
     }
@@ -98,10 +108,10 @@ def run(kind: str, ranks: int) -> list[tuple[Any, Any]]:
 @pytest.mark.ranks
 @pytest.mark.parametrize(("kind", "ranks"), [("mixture", 1), ("mixture", 2), ("mixture", 4), ("staged", 2)])
 def test_a_divided_model_trains_as_one_process_does(kind: str, ranks: int) -> None:
-    expected, norms = plain(kind)
     held: set[str] = set()
     for per_rank in run_ranks(run, 4, kind, ranks, fresh=True):
-        for values, mine in per_rank:
+        for stage, (values, mine) in enumerate(per_rank):
+            expected, norms = plain(kind, stage)
             held |= values.keys()
             assert mine == pytest.approx(norms, rel=1e-5)
             for name, (value, start) in values.items():
@@ -144,3 +154,77 @@ def test_a_checkpoint_loads_however_the_model_is_divided(kind: str, tmp_path: Pa
             for name, (value, start) in values.items():
                 part = expected[name].reshape(-1)[start : start + value.numel()]
                 torch.testing.assert_close(value, part, rtol=2e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def export(kind: str, ranks: int, folder: str) -> Any:
+    divided_model.install()
+    found = []
+    for stage in STAGES[kind]:
+        engine = make_engine(kind, ranks, stage)
+        train(engine)
+        engine.save_16bit_model(folder, f"{stage}.safetensors")
+        own = {name: value.clone() for name, value in engine.module_state_dict().items()}
+        engine.load_module_state_dict({name: value * 2 for name, value in own.items()})
+        doubled = engine.module_state_dict()
+        assert all(torch.equal(doubled[name], own[name] * 2) for name in own)
+        found.append(own)
+        engine.destroy()
+    return found
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", ["mixture", "staged"])
+def test_exported_weights_are_those_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+    answers = run_ranks(export, 4, kind, 2, str(tmp_path), fresh=True)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == len(answers[0])
+    for path in files:
+        written, (expected, _) = load_file(path), plain(kind, int(path.stem))
+        assert written.keys() == expected.keys()
+        for name, value in written.items():
+            torch.testing.assert_close(value, expected[name], rtol=2e-5, atol=2e-6)
+    for per_stage in answers:
+        for path, own in zip(files, per_stage, strict=True):
+            expected, _ = plain(kind, int(path.stem))
+            for name, value in own.items():
+                torch.testing.assert_close(value, expected[name], rtol=2e-5, atol=2e-6)
+
+
+def look(kind: str) -> Any:
+    from ds_core import fragments
+
+    divided_model.install()
+    found = []
+    for stage in STAGES[kind]:
+        engine = make_engine(kind, 2, stage)
+        x, y = batches()[0]
+        mesh = engine.mesh
+        rank, size = mesh.rank(*mesh.batch_axes), mesh.size(*mesh.batch_axes)
+        mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        engine.backward(loss_of(engine(x[mine]), y[mine]))
+        gradients = {}
+        for name, parameter in engine.module.named_parameters():
+            gradient = fragments.safe_get_full_grad(parameter)
+            is_slice = name == "experts.stacked"
+            gradients[name] = (gradient, mesh.rank("expert") * parameter.numel() if is_slice else 0)
+        found.append(gradients)
+        engine.step()
+        engine.destroy()
+    return found
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", ["mixture", "staged"])
+def test_full_gradients_are_the_sums_over_all_who_hold_a_parameter(kind: str) -> None:
+    x, y = batches()[0]
+    for per_stage in run_ranks(look, 4, kind, fresh=True):
+        for stage, gradients in zip(STAGES[kind], per_stage, strict=True):
+            model = make_model(kind, stage)
+            loss_of(model(x), y).backward()
+            expected = {name: p.grad for name, p in model.named_parameters()}
+            for name, (gradient, start) in gradients.items():
+                if expected[name] is None:
+                    assert gradient is None
+                    continue
+                part = expected[name].reshape(-1)[start : start + gradient.numel()]
+                torch.testing.assert_close(gradient.reshape(-1), part, rtol=2e-5, atol=2e-6)

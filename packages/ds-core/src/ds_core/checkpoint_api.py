@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ds_core import checkpoint
 from ds_core.checkpoint.together import together
+from ds_core.checkpoint.weights.divided import cut, joined
 from ds_core.part import Part, overrides
 from ds_core.parts.preemption import OnSignal, Preemption
 from ds_core.parts.saving import Saving
@@ -45,6 +46,8 @@ class CheckpointApi:
     ) -> dict[str, Any]:
         """The module's ``state_dict``, with its own names and unsharded shapes, on every rank. Call on all ranks.
 
+        Where ranks divide the model it has what this rank holds: its stage, its experts; slices are put together.
+
         Args:
             destination: filled and returned, where given.
             prefix: goes before every name.
@@ -53,6 +56,9 @@ class CheckpointApi:
         """
         with self._whole.gathered(list(self.module.parameters())):
             made = self.module.state_dict(prefix=prefix, keep_vars=keep_vars)
+            for name, parameter in self.module.named_parameters(prefix=prefix.rstrip("."), remove_duplicate=False):
+                if not keep_vars and parameter in self._whole.holdings:
+                    made[name] = joined(parameter.data, self._whole.holdings[parameter])
         frozen = set()
         if exclude_frozen_parameters:
             named = self.module.named_parameters(prefix=prefix.rstrip("."), remove_duplicate=False)
@@ -67,7 +73,12 @@ class CheckpointApi:
         ``engine.module.load_state_dict`` alone would leave fp32 master weights behind, and the next step would undo it.
         """
         with self._whole.gathered(list(self.module.parameters())):
-            self.module.load_state_dict(checkpoint, strict=strict)
+            named = dict(self.module.named_parameters(remove_duplicate=False))
+            mine = {
+                name: cut(value, self._whole.holdings.get(named[name]), named[name].shape) if name in named else value
+                for name, value in checkpoint.items()
+            }
+            self.module.load_state_dict(mine, strict=strict)
         for follow in overrides(self.parts, "weights_replaced"):
             follow()
 

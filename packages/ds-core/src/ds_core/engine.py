@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ds_core.watch import OutputWatch
 if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_core.data import DistributedLoader
+    from ds_core.holdings import Holding
     from ds_core.parts import Accumulation
     from ds_core.units import Unit
 
@@ -48,6 +49,7 @@ class Engine(EngineApi):
         self.parts: list[Part] = parts
         self.runner = build.runner
         self.units: Sequence[Unit] = build.units
+        self.holdings: Mapping[torch.nn.Parameter, Holding] = build.holdings
         self.monitor: MonitorMaster = build.monitor or MonitorMaster({}, rank=1)
         self.optimizer = build.optimizer_handle(parts)
         self.lr_scheduler = build.lr_scheduler

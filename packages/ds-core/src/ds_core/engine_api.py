@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ds_core.parts.residence import parse_device, parse_kinds
 if TYPE_CHECKING:
     from ds_core.config import Config
     from ds_core.data import DistributedLoader
+    from ds_core.holdings import Holding
     from ds_core.mesh import Mesh
     from ds_core.optimizer_handle import OptimizerHandle
     from ds_core.parts import Accumulation
@@ -35,6 +36,8 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
     parts: list[Part]
     units: Sequence[Unit]
     """Parameters that are gathered together; none where all are whole."""
+    holdings: Mapping[torch.nn.Parameter, Holding]
+    """How this rank holds parameters that not every rank of the batch holds whole."""
     optimizer: OptimizerHandle | None
     lr_scheduler: Any
     training_dataloader: DistributedLoader | None

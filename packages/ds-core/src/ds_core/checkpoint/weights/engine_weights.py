@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ import torch
 from ds_core import comm
 from ds_core.checkpoint.storage.disk import DISK, Disk
 from ds_core.checkpoint.together import together
+from ds_core.checkpoint.weights.divided import Foreign, foreign_tensors, is_divided, joined, pass_on
 from ds_core.checkpoint.weights.folder import WeightFile, WeightFolder, parse_size, plan_folder
 from ds_core.checkpoint.weights.hf_config import model_files
 from ds_core.checkpoint.weights.source_weights import FLOATS
@@ -26,6 +28,7 @@ from ds_core.errors import CheckpointError, DsError
 
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
+    from ds_core.holdings import Holding
 
 __all__ = ["consolidated_weights", "export_folder", "save_weights"]
 
@@ -65,8 +68,8 @@ def save_weights(engine: EngineApi, path: Path, *, exclude_frozen: bool = False,
             f"save_filename must end in .safetensors, got {path.name!r}; files that torch.load unpickles are not "
             "written, since loading them can run code; pass save_filename='model.safetensors'"
         )
-    groups = _groups(engine, exclude_frozen)
-    _write(engine, groups, path, lambda: WeightFile(path, _entries(groups, None), disk), None)
+    walk = _Walk.of(engine, exclude_frozen, None)
+    _write(walk, path, lambda: WeightFile(path, walk.entries(), disk))
     return True
 
 
@@ -95,8 +98,8 @@ def export_folder(
     """
     if dtype is not None and dtype not in FLOATS:
         raise CheckpointError(f"dtype must be one of {', '.join(map(str, FLOATS))} or None, got {dtype}")
-    groups = _groups(engine, exclude_frozen)
-    plan = plan_folder(_entries(groups, dtype), parse_size(max_shard_size))
+    walk = _Walk.of(engine, exclude_frozen, dtype)
+    plan = plan_folder(walk.entries(), parse_size(max_shard_size))
 
     def begin() -> WeightFolder:
         files = model_files(engine.module, dtype)
@@ -109,7 +112,7 @@ def export_folder(
             raise
         return folder
 
-    _write(engine, groups, directory, begin, dtype)
+    _write(walk, directory, begin)
     logger.info("weights written to %s", directory)
 
 
@@ -124,7 +127,7 @@ def consolidated_weights(engine: EngineApi, *, exclude_frozen: bool = False) -> 
     def take(name: str, values: torch.Tensor) -> None:
         found[name] = values.detach().to(device="cpu", copy=True)
 
-    _visit(engine, _groups(engine, exclude_frozen), take if is_first else _ignore)
+    _Walk.of(engine, exclude_frozen, None).run(take if is_first else _ignore)
     if not is_first:
         return None
     first = {id(parameter): name for name, parameter in engine.module.named_parameters()}
@@ -138,13 +141,7 @@ def _ignore(name: str, values: torch.Tensor) -> None:
     pass
 
 
-def _write(
-    engine: EngineApi,
-    groups: Sequence[_Group],
-    where: Path,
-    begin: Callable[[], _Target],
-    dtype: torch.dtype | None,
-) -> None:
+def _write(walk: _Walk, where: Path, begin: Callable[[], _Target]) -> None:
     """Begins, puts every tensor and commits on the first rank, while all gather. See Note [What is in memory]."""
     is_first = comm.get_rank() == 0
     target: list[_Target] = []
@@ -165,7 +162,7 @@ def _write(
 
     try:
         together("begin to write the weights", where, (lambda: target.append(begin())) if is_first else lambda: None)
-        _visit(engine, groups, attempt if is_first else _ignore, dtype)
+        walk.run(attempt if is_first else _ignore)
         together("write the weights", where, end if is_first else lambda: None)
     except BaseException:
         for opened in target:
@@ -192,38 +189,83 @@ def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield (f"{prefix}.{name}" if prefix else name), buffer
 
 
-def _entries(groups: Sequence[_Group], dtype: torch.dtype | None) -> list[TensorEntry]:
-    """What is written, in the order it becomes whole."""
-    tensors: list[tuple[str, torch.Tensor]] = [
-        item for group in groups for item in (*group.parameters.items(), *group.buffers.items())
-    ]
-    return [
-        TensorEntry(name, dtype if dtype is not None and t.dtype in FLOATS else t.dtype, tuple(t.shape))
-        for name, t in tensors
-    ]
+class _Walk(NamedTuple):
+    """The way through all tensors of a model; the same on all ranks, but for what each of them holds.
 
-
-def _visit(
-    engine: EngineApi,
-    groups: Sequence[_Group],
-    take: Callable[[str, torch.Tensor], Any],
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Calls `take` with every tensor, full, good until it returns. Called on all ranks.
-
-    Parameters that are to have another dtype than their own come from their masters; see Note [Which copy] of
-    `ds_core.checkpoint.weights.source_weights`.
+    Attributes:
+        engine: whose they are.
+        groups: this rank's tensors in the order they become whole.
+        foreign: by group, what the first rank gets from others then.
+        dtype: of floating-point tensors; None: their own.
     """
-    from ds_core.fragments import safe_get_full_fp32_param  # which needs the parts, and parts need this package
 
-    for group in groups:
+    engine: EngineApi
+    groups: Sequence[_Group]
+    foreign: Sequence[Sequence[Foreign]]
+    dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, engine: EngineApi, exclude_frozen: bool, dtype: torch.dtype | None) -> _Walk:
+        """Plans it. Called on all ranks."""
+        groups = _groups(engine, exclude_frozen)
+        if not is_divided(engine):
+            return cls(engine, groups, [[]] * len(groups), dtype)
+        foreign = foreign_tensors(engine, [{**group.parameters, **group.buffers} for group in groups], dtype)
+        return cls(engine, groups, foreign, dtype)
+
+    def entries(self) -> list[TensorEntry]:
+        """What `run` takes on the first rank, in its order."""
+        found = []
+        for step, foreign in enumerate(self.foreign):
+            group = self.groups[step] if step < len(self.groups) else _Group({}, {})
+            for name, tensor in (*group.parameters.items(), *group.buffers.items()):
+                is_cast = self.dtype is not None and tensor.dtype in FLOATS
+                holding = self._holding(tensor)
+                shape = tuple(tensor.shape) if holding is None or holding.shape is None else holding.shape
+                found.append(TensorEntry(name, self.dtype if self.dtype and is_cast else tensor.dtype, shape))
+            found += [TensorEntry(item.name, item.dtype, item.shape) for item in foreign]
+        return found
+
+    def _holding(self, tensor: torch.Tensor) -> Holding | None:
+        return self.engine.holdings.get(tensor) if isinstance(tensor, torch.nn.Parameter) else None
+
+    def run(self, take: Callable[[str, torch.Tensor], Any]) -> None:
+        """Calls `take` with every tensor, full, good until it returns; on the first rank with those of others, too.
+
+        Called on all ranks.
+        """
+        for step, foreign in enumerate(self.foreign):
+            if step < len(self.groups):
+                self._visit(self.groups[step], foreign, take)
+            else:
+                pass_on(foreign, {}, take, self.engine.device)
+
+    def _visit(self, group: _Group, foreign: Sequence[Foreign], take: Callable[[str, torch.Tensor], Any]) -> None:
+        """One group.
+
+        Parameters that are to have another dtype than their own come from their masters; see Note [Which copy] of
+        `ds_core.checkpoint.weights.source_weights`.
+        """
+        from ds_core.fragments import safe_get_full_fp32_param  # which needs the parts, and parts need this package
+
+        engine, dtype = self.engine, self.dtype
+        sent = {item.name for item in foreign if item.owner == comm.get_rank()}
+        kept: dict[str, torch.Tensor] = {}
+
+        def hand(name: str, values: torch.Tensor, of: torch.Tensor) -> None:
+            whole = joined(values, self._holding(of))
+            take(name, whole)
+            if name in sent:
+                kept[name] = whole
+
         other = {n for n, p in group.parameters.items() if dtype not in (None, p.dtype) and p.dtype in FLOATS}
         for name in sorted(other):
-            take(name, safe_get_full_fp32_param(group.parameters[name]))
+            parameter = group.parameters[name]
+            hand(name, safe_get_full_fp32_param(parameter), parameter)
         own = {name: parameter for name, parameter in group.parameters.items() if name not in other}
-        if own:
-            with engine.gathered(list(own.values())):
-                for name, parameter in own.items():
-                    take(name, parameter.data)
-        for name, buffer in group.buffers.items():
-            take(name, buffer)
+        with engine.gathered(list(own.values())) if own else nullcontext():
+            for name, parameter in own.items():
+                hand(name, parameter.data, parameter)
+            for name, buffer in group.buffers.items():
+                hand(name, buffer, buffer)
+            pass_on(foreign, kept, take, engine.device)
