@@ -12,6 +12,7 @@ from torch import nn
 import ds_core
 from ds_core.errors import ConfigError
 from ds_moe.dispatch import Dispatch
+from ds_moe.hugging_face.find import Block
 from ds_moe.hugging_face.form import StackedForm, form_of
 from ds_moe.hugging_face.stacked import StackedForward
 
@@ -143,7 +144,8 @@ def test_a_norm_after_experts_and_tokens_without_an_expert():
     form = form_of(experts)
     assert isinstance(form, StackedForm) and form.has_norm
     x, chosen, weights = torch.randn(7, 5), torch.randint(0, 5, (7, 2)), torch.rand(7, 2)  # 4 is no expert
-    ours = StackedForward(experts, form, Dispatch(None, 4), use_grouped=True)
+    block = Block("", nn.Identity(), "experts", experts, form, None)
+    ours = StackedForward(block, form, Dispatch(None, 4), use_grouped=True)
     assert torch.allclose(ours(x, chosen, weights), experts(x, chosen, weights), atol=1e-5)
 
 

@@ -10,6 +10,7 @@ from ds_core.hooks import AxisRequest, ConfigSection, TransformEntry, hookimpl
 if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_core.config import Config
+    from ds_core.part import Part
 
 DS_HOOK_API = (1, 3)
 
@@ -43,3 +44,14 @@ def ds_transforms(build: Build) -> Iterable[TransformEntry]:
     from ds_moe.hugging_face.convert import convert_experts
 
     return [TransformEntry("hugging_face_experts", convert_experts, before=("pipeline",), after=("expert_parallel",))]
+
+
+@hookimpl
+def ds_parts(build: Build) -> Iterable[Part]:
+    """What balances experts after every step."""
+    section = build.config["expert_parallel"]
+    if not section.enabled or section.load_balance_coeff is None:
+        return []
+    from ds_moe.hugging_face.bias import CorrectionBias
+
+    return [CorrectionBias()]

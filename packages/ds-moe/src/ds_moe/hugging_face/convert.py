@@ -9,18 +9,23 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from ds_core.holdings import keep_slice
+from ds_core.holdings import keep_slice, share_names
+from ds_core.placeholder import assign, is_placeholder
 from ds_moe.config import ROUTING_KEYS
 from ds_moe.dispatch import Dispatch
 from ds_moe.errors import ConversionError
 from ds_moe.hugging_face.find import Block, find_blocks
+from ds_moe.hugging_face.listed import ListedForward
+from ds_moe.hugging_face.probe import Probe
 from ds_moe.hugging_face.stacked import StackedForward
 
 if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_moe.config import ExpertParallel
+    from ds_moe.hugging_face.form import StackedForm
 
 __all__ = ["convert_experts"]
 
@@ -37,9 +42,17 @@ def convert_experts(model: nn.Module, build: Build) -> nn.Module:
     blocks = find_blocks(model, section)
     _refuse_settings(blocks, section)
     group = build.mesh.group("expert") if section.autoep_size > 1 else None
+    probed: set[type[nn.Module]] = set()
     for block in blocks:
         dispatch = Dispatch(group, block.count)
-        _convert_stacked(block, dispatch, build, section)
+        if block.form is not None:
+            _convert_stacked(block, block.form, dispatch, build, section)
+            continue
+        is_first = type(block.module) not in probed
+        probed.add(type(block.module))
+        _convert_listed(block, dispatch, model, build, section, is_probed=is_first)
+    if group is not None and any(block.form is None for block in blocks):
+        share_names(build, model, group)
     logger.info(
         "%d blocks with %s experts converted, %d ranks a block",
         len(blocks),
@@ -49,14 +62,48 @@ def convert_experts(model: nn.Module, build: Build) -> nn.Module:
     return model
 
 
-def _convert_stacked(block: Block, dispatch: Dispatch, build: Build, section: ExpertParallel) -> None:
+def _convert_stacked(
+    block: Block, form: StackedForm, dispatch: Dispatch, build: Build, section: ExpertParallel
+) -> None:
     experts: Any = block.experts
-    if block.form is None:
-        raise AssertionError(f"{block.title} has a list of experts")
     if dispatch.ranks > 1:
-        for name in block.form.names:
+        for name in form.names:
             keep_slice(build, getattr(experts, name), "expert")
-    experts.forward = StackedForward(experts, block.form, dispatch, use_grouped=section.use_grouped_mm)
+    experts.forward = StackedForward(block, form, dispatch, use_grouped=section.use_grouped_mm)
+
+
+def _convert_listed(
+    block: Block, dispatch: Dispatch, model: nn.Module, build: Build, section: ExpertParallel, *, is_probed: bool
+) -> None:
+    forward = ListedForward(block, model, section, dispatch)
+    probe = Probe(block) if is_probed and not _is_elsewhere(block.module) else None
+    if dispatch.ranks > 1:
+        first = build.mesh.rank("expert") * dispatch.local_experts
+        mine = dict(list(block.experts.named_children())[first : first + dispatch.local_experts])
+        _keep_experts(block.experts, mine, build)
+        forward.local = list(mine.values())
+        setattr(block.module, block.experts_name, nn.ModuleDict(mine))
+        build.split_over([p for one in forward.local for p in one.parameters()], "expert", sliced=False)
+    module: Any = block.module
+    module.forward = forward
+    if probe is not None:
+        forward.returns_logits = probe.gave_logits
+        probe.compare(block)
+
+
+def _keep_experts(experts: nn.Module, mine: dict[str, nn.Module], build: Build) -> None:
+    """Gathers what is in pieces, of all experts in one order; this rank's get their full values."""
+    with torch.no_grad():
+        for name, expert in experts.named_children():
+            for parameter in expert.parameters():
+                was_elsewhere = is_placeholder(parameter.data)
+                value = build.full(parameter)
+                if name in mine and was_elsewhere:
+                    assign(parameter, value.clone())
+
+
+def _is_elsewhere(block: nn.Module) -> bool:
+    return any(is_placeholder(parameter.data) for parameter in block.parameters())
 
 
 def _refuse_settings(blocks: list[Block], section: ExpertParallel) -> None:
