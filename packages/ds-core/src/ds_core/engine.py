@@ -221,7 +221,10 @@ class Engine(EngineApi):
             run()
 
     def train_batch(self, data_iter: Iterator[Any] | None = None) -> torch.Tensor:
-        """One full step over micro-batches from `data_iter` or the training loader. Returns the mean loss, 0-dim."""
+        """One full step over micro-batches from `data_iter` or the training loader. Called on all ranks.
+
+        Returns the mean loss of the whole batch, 0-dim.
+        """
         return self.runner.train_batch(self, self._batches(data_iter))
 
     def eval_batch(self, data_iter: Iterator[Any] | None = None, **options: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ds_core import comm
 from ds_core.errors import DataError, EngineError
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ class Runner(Protocol):
         """Whether this rank reads micro-batches; else ``train_batch(None)`` will do here."""
 
     def train_batch(self, engine: Engine, batches: Iterator[Any]) -> torch.Tensor:
-        """Forward and backward over every micro-batch of a step, then the step. Returns the mean loss, 0-dim."""
+        """Forward and backward over every micro-batch of a step, then the step. Called on all ranks.
+
+        Returns the mean loss of the whole batch, 0-dim, on every rank.
+        """
 
     def eval_batch(self, engine: Engine, batches: Iterator[Any], **options: Any) -> Any:
-        """Forward over as many micro-batches, without gradients. Returns the mean loss, 0-dim, unless asked otherwise.
+        """Forward over as many micro-batches, without gradients. Called on all ranks.
+
+        Returns the mean loss over all ranks, 0-dim, unless asked otherwise.
 
         Args:
             engine: whose module it is.
@@ -53,7 +59,7 @@ class PlainRunner:
             engine.backward(loss)
             engine.step()
             losses.append(loss.detach())
-        return torch.stack(losses).mean()
+        return _mean(engine, losses)
 
     def eval_batch(self, engine: Engine, batches: Iterator[Any], **options: Any) -> torch.Tensor:
         """See `Runner.eval_batch`.
@@ -71,9 +77,20 @@ class PlainRunner:
         try:
             with torch.no_grad():
                 count = engine.gradient_accumulation_steps()
-                return torch.stack([loss_of(_call(engine, _next(batches))) for _ in range(count)]).mean()
+                return _mean(engine, [loss_of(_call(engine, _next(batches))) for _ in range(count)])
         finally:
             engine.train(was_training)
+
+
+def _mean(engine: Engine, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean over micro-batches and over the ranks of the batch. One all-reduce of one number."""
+    mean = torch.stack(list(losses)).float().mean()
+    ranks = engine.dp_world_size
+    if ranks > 1:
+        with comm.scope("loss"):
+            comm.all_reduce(mean, group=engine.data_parallel_group)
+        mean = mean / ranks
+    return mean
 
 
 def _next(batches: Iterator[Any]) -> Any:
