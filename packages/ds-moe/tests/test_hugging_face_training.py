@@ -134,6 +134,18 @@ def test_training_is_that_of_one_process(trained, references, world, case):
             assert torch.allclose(found[name], mine, rtol=0, atol=1e-6 * float(tensor.abs().max())), name
 
 
+def _recomputed() -> list[float]:
+    model = expert_models.make("mixtral")
+    model.gradient_checkpointing_enable()
+    return train(build(Case("mixtral", 2, 2), model))
+
+
+def test_blocks_may_be_recomputed_in_backward(references):
+    ranks = run_ranks(_recomputed, 2)
+    for step, loss in enumerate(references["mixtral"][0]):
+        assert sum(rank[step] for rank in ranks) / 2 == pytest.approx(loss, rel=1e-6)
+
+
 def _divided_memory() -> tuple[int, int]:
     engine = build(Case("mixtral", 2, 0))
     return (
