@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="updates; default 60")
     options = parser.parse_args()
     model = model_of(options.model)
-    engine, _, loader, _ = ds_core.initialize(
+    engine, *_ = ds_core.initialize(
         model=model,
         model_parameters=model.parameters(),
         training_data=Windows(),
