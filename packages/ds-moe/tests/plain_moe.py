@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def choose(
     known = scores.tolist()
     ranked = ranked or [row.argsort(descending=True, stable=True)[:k].tolist() for row in logits]
     real = range(tokens) if used is None else used
-    capacity = max(math.ceil(tokens / experts * factor * k), minimum) if drop else tokens * k
+    capacity = max(math.ceil(Fraction(str(factor)) * tokens * k / experts), minimum) if drop else tokens * k
     asked: list[list[tuple[int, int]]] = [[] for _ in range(experts)]
     order = [(t, s) for s in range(k) for t in real] if k == 2 else [(t, s) for t in real for s in range(k)]
     for t, s in order:

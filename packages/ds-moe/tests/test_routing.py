@@ -167,6 +167,7 @@ def test_no_tokens_give_losses_of_zero() -> None:
 
 def test_capacity_is_a_share_rounded_up_and_a_minimum() -> None:
     assert [capacity_of(10, 4, factor, 2) for factor in (0.1, 1.0, 1.25)] == [2, 3, 4]
+    assert capacity_of(90, 4, 0.8, 2) == 18
     assert counts_of(torch.tensor([[0, 2], [-1, 2]]), 4).tolist() == [1, 0, 2, 0]
 
 

@@ -14,12 +14,13 @@ from ds_core.ops import expert_permutation
 __all__ = ["capacity_of", "counts_of", "keep"]
 
 
-def capacity_of(tokens: int, num_experts: int, factor: float, minimum: int) -> int:
-    """Tokens that each expert takes: its even share times `factor`, rounded up, at least `minimum`.
+def capacity_of(pairs: int, num_experts: int, factor: float, minimum: int) -> int:
+    """Pairs that each expert takes: its even share times `factor`, rounded up, at least `minimum`.
 
     Source: D. Lepikhin et al., "GShard", 2020, section 2.2; W. Fedus et al., "Switch Transformers", 2021, eq. 3.
     """
-    return max(math.ceil(tokens / num_experts * factor), minimum)
+    share = pairs * factor / num_experts
+    return max(math.ceil(share * (1 - 1e-12)), minimum)  # 3 * 0.8 * 10 is 24, whatever binary fractions make of it
 
 
 def counts_of(experts_TK: torch.Tensor, num_experts: int) -> torch.Tensor:

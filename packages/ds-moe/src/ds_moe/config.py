@@ -69,6 +69,8 @@ class ExpertParallel(Section):
     """Convert blocks of this family only; null: whatever has the form of experts."""
     use_grouped_mm: bool = True
     """One grouped product for all experts of a rank; false: a product for each expert."""
+    use_data_before_expert_parallelism: bool = False
+    """Neighbouring ranks work on different data with the same experts; false: they share the experts of a layer."""
     load_balance_coeff: Annotated[float, Field(gt=0)] | None = None
     """After every step, move the router's correction bias by this much towards even loads; null leaves it alone."""
 

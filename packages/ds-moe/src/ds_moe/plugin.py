@@ -1,13 +1,15 @@
-"""What ds-moe brings to ds-core."""
+"""What ds-moe brings to ds-core: the expert axis, the transforms that divide experts, the part that balances them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds_core.hooks import AxisRequest, ConfigSection, TransformEntry, hookimpl
+from ds_core.hooks import AxisRequest, ConfigSection, ReportRow, TransformEntry, hookimpl
 
 if TYPE_CHECKING:
+    import torch
+
     from ds_core.build import Build
     from ds_core.config import Config
     from ds_core.part import Part
@@ -18,40 +20,59 @@ DS_HOOK_API = (1, 3)
 @hookimpl
 def ds_config_sections() -> Iterable[ConfigSection]:
     """``expert_parallel``."""
+    key = "use_data_before_expert_parallelism"
     return [
         ConfigSection(
             key="expert_parallel",
             model="ds_moe.config:ExpertParallel",
-            summary="Mixture-of-experts blocks of Hugging Face models, their experts divided over ranks.",
+            legacy_keys={key: f"expert_parallel.{key}"},
+            summary="Experts divided over ranks; and mixture-of-experts blocks of Hugging Face models.",
         )
     ]
 
 
 @hookimpl
-def ds_mesh_axes(config: Config) -> Iterable[AxisRequest]:
-    """The axis that experts are divided over."""
+def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[AxisRequest]:
+    """The expert axis, as large as the layers of the model and the configuration say."""
+    from ds_moe.parallel import axis_requests, sizes_of
+
     section = config["expert_parallel"]
-    if not section.enabled or section.autoep_size == 1:
-        return []
-    return [AxisRequest("expert", section.autoep_size, 300, splits_batch=True)]
+    asked = sizes_of(model) if model is not None else {}
+    if section.enabled:
+        asked["expert_parallel.autoep_size"] = section.autoep_size
+    return axis_requests(asked, around_data=section.use_data_before_expert_parallelism)
 
 
 @hookimpl
 def ds_transforms(build: Build) -> Iterable[TransformEntry]:
-    """Experts of Hugging Face models."""
-    if not build.config["expert_parallel"].enabled:
-        return []
-    from ds_moe.hugging_face.convert import convert_experts
+    """Each rank keeps its experts: those of layers, and those of Hugging Face models."""
+    from ds_moe.parallel import divide_experts
 
-    return [TransformEntry("hugging_face_experts", convert_experts, before=("pipeline",), after=("expert_parallel",))]
+    entries = [TransformEntry("expert_parallel", divide_experts, before=("pipeline",))]
+    if build.config["expert_parallel"].enabled:
+        from ds_moe.hugging_face.convert import convert_experts
+
+        entries.append(
+            TransformEntry("hugging_face_experts", convert_experts, before=("pipeline",), after=("expert_parallel",))
+        )
+    return entries
 
 
 @hookimpl
 def ds_parts(build: Build) -> Iterable[Part]:
-    """What balances experts after every step."""
-    section = build.config["expert_parallel"]
-    if not section.enabled or section.load_balance_coeff is None:
-        return []
-    from ds_moe.hugging_face.bias import CorrectionBias
+    """Loads of experts: metrics and biases."""
+    from ds_moe.balance import MoeBalance
 
-    return [CorrectionBias()]
+    parts: list[Part] = [MoeBalance()]
+    section = build.config["expert_parallel"]
+    if section.enabled and section.load_balance_coeff is not None:
+        from ds_moe.hugging_face.bias import CorrectionBias
+
+        parts.append(CorrectionBias())
+    return parts
+
+
+@hookimpl
+def ds_report() -> Iterable[ReportRow]:
+    """What this version has."""
+    return [ReportRow(section="features", name="ds-moe", value="experts over ranks, top-k routers", status="ok")]

@@ -109,7 +109,7 @@ class RouterPolicy:
     def capacity(self, tokens: int, num_experts: int, training: bool) -> int:
         """Pairs that an expert takes of those of `tokens` tokens."""
         factor = self.capacity_factor if training else self.eval_capacity_factor
-        return capacity_of(tokens, num_experts, factor * self.k, self.min_capacity)
+        return capacity_of(tokens * self.k, num_experts, factor, self.min_capacity)
 
 
 class Routing(NamedTuple):
