@@ -12,11 +12,12 @@ from moe_models import Net, batches, loss_of
 import ds_core
 from ds_core.errors import ConfigError
 from ds_core.testing import run_ranks
+from ds_moe.axis import axis_requests
 from ds_moe.dispatch import Groups
 from ds_moe.errors import MoeConfigError
 from ds_moe.experts import Experts
 from ds_moe.layer import MoE
-from ds_moe.parallel import axis_requests, layers_of
+from ds_moe.parallel import layers_of
 
 RANKS, STEPS, ROWS, CLIP = 4, 3, 8, 0.05
 EP_SIZES = (2, 4)

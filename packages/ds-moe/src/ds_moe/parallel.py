@@ -1,28 +1,22 @@
-"""Expert parallelism: the mesh axis that layers ask for, and the transform that leaves each rank its experts."""
+"""Expert parallelism: which layers ask for it, and the transform that leaves each rank its experts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from ds_core.holdings import keep_slice, share_names
-from ds_core.hooks import AxisRequest
 from ds_core.placeholder import assign, is_placeholder
-from ds_moe.errors import MoeConfigError
+from ds_moe.axis import EXPERT_AXIS
 from ds_moe.experts import Experts
 from ds_moe.mixture import Mixture
 
 if TYPE_CHECKING:
     from ds_core.build import Build
 
-__all__ = ["EXPERT_AXIS", "axis_requests", "divide_experts", "layers_of", "sizes_of"]
-
-EXPERT_AXIS = "expert"
-_INSIDE_DATA = 300
-_AROUND_DATA = 150
+__all__ = ["divide_experts", "layers_of", "sizes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,30 +29,6 @@ def layers_of(model: torch.nn.Module) -> dict[str, Mixture]:
 def sizes_of(model: torch.nn.Module) -> dict[str, int]:
     """How many ranks share the experts of each layer, by what asks for it; without layers that share none."""
     return {f"ep_size of {name or 'the model'}": layer.ep_size for name, layer in layers_of(model).items()}
-
-
-def axis_requests(asked: Mapping[str, int], *, around_data: bool = False) -> list[AxisRequest]:
-    """The expert axis, where anything asks for more than one rank.
-
-    Args:
-        asked: ranks by what asks for them. Who asks for one keeps all experts on every rank, and is not counted.
-        around_data: consecutive ranks differ in data, and those that share experts are apart
-            (``use_data_before_expert_parallelism``); else those that share experts are consecutive.
-
-    Raises:
-        MoeConfigError: two ask for different numbers, naming both.
-    """
-    wanted = {name: size for name, size in asked.items() if size > 1}
-    if not wanted:
-        return []
-    first, size = next(iter(wanted.items()))
-    for name, other in wanted.items():
-        if other != size:
-            raise MoeConfigError(
-                f"experts are shared by one number of ranks in all layers: {first} is {size}, and {name} is {other}; "
-                "make them the same, or 1 for a layer that every rank keeps whole"
-            )
-    return [AxisRequest(EXPERT_AXIS, size, _AROUND_DATA if around_data else _INSIDE_DATA, splits_batch=True)]
 
 
 def divide_experts(module: torch.nn.Module, build: Build) -> torch.nn.Module:

@@ -34,10 +34,14 @@ def ds_config_sections() -> Iterable[ConfigSection]:
 @hookimpl
 def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[AxisRequest]:
     """The expert axis, as large as the layers of the model and the configuration say."""
-    from ds_moe.parallel import axis_requests, sizes_of
+    from ds_moe.axis import axis_requests
 
     section = config["expert_parallel"]
-    asked = sizes_of(model) if model is not None else {}
+    asked: dict[str, int] = {}
+    if model is not None:
+        from ds_moe.parallel import sizes_of
+
+        asked = sizes_of(model)
     if section.enabled:
         asked["expert_parallel.autoep_size"] = section.autoep_size
     return axis_requests(asked, around_data=section.use_data_before_expert_parallelism)
