@@ -6,8 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ds_pipeline.errors import PipelineError, ScheduleError, ScheduleTextError, TopologyError
+    from ds_pipeline.errors import (
+        PartitionError,
+        PipelineError,
+        ScheduleError,
+        ScheduleTextError,
+        StageError,
+        TopologyError,
+    )
+    from ds_pipeline.module import PipelineModule
     from ds_pipeline.schedules import Costs, Schedule, make_schedule, simulate, validate
+    from ds_pipeline.spec import LayerSpec, TiedLayerSpec
     from ds_pipeline.topology import (
         PipeDataParallelTopology,
         PipelineParallelGrid,
@@ -22,14 +31,19 @@ _SCHEDULES = "ds_pipeline.schedules"
 _TOPOLOGY = "ds_pipeline.topology"
 _EXPORTS = {
     "Costs": _SCHEDULES,
+    "LayerSpec": "ds_pipeline.spec",
+    "PartitionError": _ERRORS,
     "PipeDataParallelTopology": _TOPOLOGY,
     "PipeModelDataParallelTopology": _TOPOLOGY,
     "PipelineError": _ERRORS,
+    "PipelineModule": "ds_pipeline.module",
     "PipelineParallelGrid": _TOPOLOGY,
     "ProcessTopology": _TOPOLOGY,
     "Schedule": _SCHEDULES,
     "ScheduleError": _ERRORS,
     "ScheduleTextError": _ERRORS,
+    "StageError": _ERRORS,
+    "TiedLayerSpec": "ds_pipeline.spec",
     "TopologyError": _ERRORS,
     "make_schedule": _SCHEDULES,
     "simulate": _SCHEDULES,
@@ -39,14 +53,19 @@ _EXPORTS = {
 
 __all__ = [
     "Costs",
+    "LayerSpec",
+    "PartitionError",
     "PipeDataParallelTopology",
     "PipeModelDataParallelTopology",
     "PipelineError",
+    "PipelineModule",
     "PipelineParallelGrid",
     "ProcessTopology",
     "Schedule",
     "ScheduleError",
     "ScheduleTextError",
+    "StageError",
+    "TiedLayerSpec",
     "TopologyError",
     "__version__",
     "make_schedule",

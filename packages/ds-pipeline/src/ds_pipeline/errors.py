@@ -4,14 +4,16 @@ DsError
 └── PipelineError (RuntimeError)        a pipeline cannot be built or driven as asked
     ├── ScheduleError (ValueError)      a schedule that cannot be made, or that no set of ranks could execute
     │   └── ScheduleTextError           a schedule's text that does not parse: names line and column
-    └── TopologyError (ValueError)      ranks that do not fit the axes, or an axis that is not there
+    ├── TopologyError (ValueError)      ranks that do not fit the axes, or an axis that is not there
+    ├── PartitionError (ValueError)     layers that cannot be divided into stages as asked
+    └── StageError                      a stage failed or is gone; raised on every rank
 """
 
 from __future__ import annotations
 
 from ds_core.errors import DsError
 
-__all__ = ["PipelineError", "ScheduleError", "ScheduleTextError", "TopologyError"]
+__all__ = ["PartitionError", "PipelineError", "ScheduleError", "ScheduleTextError", "StageError", "TopologyError"]
 
 
 class PipelineError(DsError, RuntimeError):
@@ -38,3 +40,11 @@ class ScheduleTextError(ScheduleError):
 
 class TopologyError(PipelineError, ValueError):
     """Ranks that do not fit the axes, or an axis that is not there."""
+
+
+class PartitionError(PipelineError, ValueError):
+    """The layers of a model cannot be divided into stages as asked."""
+
+
+class StageError(PipelineError):
+    """A stage failed or is gone. The message has the stage, its rank, and what this rank was doing."""

@@ -1,15 +1,78 @@
-"""What ds-pipeline brings to ds-core."""
+"""What ds-pipeline brings to ds-core: the ``pipeline`` section, the pipe axis, and a runner for models in stages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from ds_core.hooks import CommandEntry, hookimpl
+from ds_core.hooks import AxisRequest, CommandEntry, ConfigSection, ReportRow, TransformEntry, hookimpl
 
-DS_HOOK_API = (1, 2)
+if TYPE_CHECKING:
+    from ds_core.build import Build
+    from ds_core.config import Config
+    from ds_core.part import Part
+    from ds_core.runner import Runner
+
+DS_HOOK_API = (1, 3)
+
+PIPE_PLACE = 100
+
+
+@hookimpl
+def ds_config_sections() -> Iterable[ConfigSection]:
+    """``pipeline``."""
+    return [
+        ConfigSection(
+            key="pipeline",
+            model="ds_pipeline.config:PipelineConfig",
+            summary="Stages of a model on ranks of their own, and the schedule they run by.",
+        )
+    ]
+
+
+@hookimpl
+def ds_mesh_axes(config: Config, model: Any) -> Iterable[AxisRequest]:
+    """The pipe axis, outermost."""
+    from ds_pipeline.transform import pipe_ranks
+
+    ranks = pipe_ranks(config, model)
+    return [AxisRequest("pipe", ranks, PIPE_PLACE)] if ranks > 1 else []
+
+
+@hookimpl
+def ds_transforms(build: Build) -> Iterable[TransformEntry]:
+    """Leaves the model with this rank's stages."""
+    from ds_pipeline.transform import keep_stages
+
+    return [TransformEntry("pipeline", keep_stages)]
+
+
+@hookimpl
+def ds_parts(build: Build) -> Iterable[Part]:
+    """What users call on the engine of a pipeline."""
+    from ds_pipeline.part import Pipeline
+    from ds_pipeline.stage import is_staged
+
+    return [Pipeline()] if is_staged(build.module) else []
+
+
+@hookimpl
+def ds_runner(build: Build) -> Runner | None:
+    """The runner of a model in stages."""
+    from ds_pipeline.transform import make_runner
+
+    return make_runner(build)
 
 
 @hookimpl
 def ds_commands() -> Iterable[CommandEntry]:
     """``ds pipeline``."""
     return [CommandEntry("pipeline", "ds_pipeline.commands:app", "Plan pipeline schedules: bubble, memory, pictures.")]
+
+
+@hookimpl
+def ds_report() -> Iterable[ReportRow]:
+    """Which schedules there are."""
+    from ds_pipeline.schedules import SCHEDULES
+
+    return [ReportRow(section="features", name="ds-pipeline", value=f"schedules {', '.join(SCHEDULES)}", status="ok")]

@@ -1,0 +1,327 @@
+"""Divides a causal language model of transformers into stages, from the config alone, and runs its own code for each.
+
+Note [How a stage runs]
+    A stage calls the model's own forward, so masks, positions and rotary embeddings are made as the model makes them.
+    The list of layers it runs over has this stage's layers in their places, and stand-ins elsewhere: the one before
+    the stage's first layer gives what the stage before sent, the one after its last layer leaves the forward with what
+    it is given. What came with the tokens (masks, positions) is sent along, so that middle stages need no data.
+
+Note [Names]
+    Parameters keep the names they have in the model: what is not on this rank is replaced by stand-ins without
+    parameters. A weight that two stages use (embedding and head) is on both, under its first name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ds_core.errors import ConfigError
+from ds_pipeline.anatomy import Anatomy, examine
+from ds_pipeline.errors import PipelineError
+from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
+from ds_pipeline.recompute import checkpointed
+from ds_pipeline.stage import Stages
+
+if TYPE_CHECKING:
+    from ds_core.build import Build
+    from ds_pipeline.config import PipelineConfig
+
+__all__ = ["HuggingFaceStages", "cut"]
+
+HIDDEN = "hidden_states"
+TOKENS = ("input_ids", "inputs_embeds")
+
+
+def cut(model: nn.Module, build: Build, section: PipelineConfig, rank_of_stage: tuple[int, ...]) -> HuggingFaceStages:
+    """This rank's stages of `model`; the other layers' memory is free. Called on all ranks.
+
+    Raises:
+        ModelError: it is not understood.
+        ConfigError: a setting that is for a PipelineModule only.
+        PartitionError: its layers cannot be divided as asked.
+    """
+    if section.activation_checkpoint_interval > 1:
+        raise ConfigError(
+            f"pipeline.activation_checkpoint_interval must be 0 or 1 for {type(model).__name__}, whose layers are run "
+            f"by its own forward, one by one; got {section.activation_checkpoint_interval}"
+        )
+    anatomy = examine(model)
+    plan = plan_partition(_costs(model, anatomy), len(rank_of_stage), section.partition)
+    stages = Stages(rank_of_stage, build.mesh.rank("pipe"))
+    staged = HuggingFaceStages(model, anatomy, plan, stages)
+    staged.dynamic_shape = section.dynamic_shape
+    staged.set_checkpoint_interval(section.activation_checkpoint_interval)
+    return staged
+
+
+def _costs(model: nn.Module, anatomy: Anatomy) -> list[LayerCost]:
+    """The layers; what runs before counts with the first, what runs after with the last."""
+    layers = model.get_submodule(anatomy.layers)
+    numels = [sum(p.numel() for p in layer.parameters()) for layer in layers.children()]
+    for at, paths in ((0, anatomy.before), (-1, anatomy.after)):
+        owned = {id(p): p.numel() for path in paths for p in model.get_submodule(path).parameters(recurse=False)}
+        numels[at] += sum(owned.values())
+    titles = [type(layer).__name__ for layer in layers.children()]
+    return [LayerCost(title, numel) for title, numel in zip(titles, numels, strict=True)]
+
+
+class _Leave(Exception):
+    """Leaves a model's forward with the activation of a stage's last layer."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor = hidden
+
+
+class _Absent(nn.Module):
+    """In the place of a module whose parameters are on other ranks; gives what it was given, or zero for a look-up."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._is_lookup: bool = isinstance(module, nn.Embedding)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        floating = [value for value in tensors if value.is_floating_point()]
+        if floating and not self._is_lookup:
+            return floating[0]
+        return torch.zeros((), device=tensors[0].device if tensors else None)
+
+
+class _AbsentLayer(nn.Module):
+    """In the place of a layer that is on another rank, or in another stage.
+
+    Args:
+        layer: whose plain attributes the model may ask for.
+        returns: see `Anatomy.returns`.
+    """
+
+    def __init__(self, layer: nn.Module, returns: int) -> None:
+        super().__init__()
+        kinds = (str, int, float, bool, type(None))
+        self.__dict__.update({k: v for k, v in vars(layer).items() if isinstance(v, kinds) and k not in vars(self)})
+        self._returns: int = returns
+        self.is_exit: bool = False
+        self.entering: torch.Tensor | None = None
+        """What a stage begins with, in the stand-in before its first layer while it runs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden: torch.Tensor = args[0] if args else kwargs[HIDDEN]
+        if self.is_exit:
+            raise _Leave(hidden)
+        if self.entering is not None:
+            hidden = self.entering
+        return (hidden, *[None] * (self._returns - 1)) if self._returns else hidden
+
+
+class _Recomputed(nn.Module):
+    """A layer that runs again in backward. It does not own the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpointed(self._layer, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)
+
+
+class HuggingFaceStages(nn.Module):
+    """The model with this rank's stages in it. Names are the model's, and so are attributes it does not have itself.
+
+    Args:
+        model: cut in place.
+        anatomy: its parts.
+        plan: layers of each stage.
+        stages: which are here.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, plan: PartitionPlan, stages: Stages) -> None:
+        super().__init__()
+        self.__dict__["_whole"] = model
+        self._modules = model._modules
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self.training = model.training
+        self.plan: PartitionPlan = plan
+        self.stages: Stages = stages
+        self.dynamic_shape: bool = False
+        self._anatomy: Anatomy = anatomy
+        self._interval: int = 0
+        self._ties: dict[str, tuple[int, ...]] = {}
+        """Pipe ranks of parameters that several have, by name."""
+        above, _, self._list_name = anatomy.layers.rpartition(".")
+        self.__dict__["_base"] = model.get_submodule(above)
+        self._drop()
+        self._views: dict[int, nn.ModuleList] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_whole":
+                raise
+            return getattr(self.__dict__["_whole"], name)
+
+    def train(self, mode: bool = True) -> HuggingFaceStages:
+        """See `torch.nn.Module.train`."""
+        super().train(mode)
+        self._whole.training = mode
+        return self
+
+    # ---- running ----
+
+    def split_batch(self, batch: Any) -> tuple[Any, Any]:
+        """What came with the tokens, and the labels; see `Staged`.
+
+        Raises:
+            PipelineError: the batch is no mapping with input_ids.
+        """
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            raise PipelineError(
+                f"a batch of {type(self._whole).__name__} is a mapping with input_ids and labels, got "
+                f"{type(batch).__name__}; engine.set_batch_fn(fn) takes a function that makes one"
+            )
+        inputs = {name: value for name, value in batch.items() if value is not None}
+        return inputs, inputs.pop("labels", None)
+
+    def forward(self, inputs: Any, *, stage: int | None = None, targets: Any = None, with_loss: bool = False) -> Any:
+        """One stage; see Note [How a stage runs].
+
+        Raises:
+            PipelineError: no stage was named, or there are no labels to compute a loss from.
+        """
+        if stage is None:
+            raise PipelineError("this rank has some layers of the model only; call engine.train_batch or eval_batch")
+        if with_loss and targets is None:
+            raise PipelineError("the batch has no labels to compute a loss from; add labels, or compute_loss=False")
+        along = {name: value for name, value in inputs.items() if name != HIDDEN and name not in TOKENS}
+        given: dict[str, Any] = {"use_cache": False, **along}
+        given.update({name: inputs[name] for name in TOKENS if name in inputs} if stage == 0 else {})
+        if stage:
+            given["inputs_embeds"] = inputs[HIDDEN]
+        if with_loss:
+            given["labels"] = targets
+        output = self._run(stage, inputs.get(HIDDEN), given)
+        if isinstance(output, torch.Tensor):
+            return {HIDDEN: output, **along}
+        return (output.loss, output.logits) if with_loss else output.logits
+
+    def _run(self, stage: int, entering: torch.Tensor | None, given: dict[str, Any]) -> Any:
+        """The activation, or what the whole model gives in the last stage."""
+        view = self._view(stage)
+        first = self.plan.span(stage)[0]
+        door: Any = view[first - 1] if first else None
+        layers = self._base._modules[self._list_name]
+        self._base._modules[self._list_name] = view
+        if door is not None:
+            door.entering = entering
+        try:
+            return self._whole(**given)
+        except _Leave as left:
+            return left.hidden
+        finally:
+            self._base._modules[self._list_name] = layers
+            if door is not None:
+                door.entering = None
+
+    def _view(self, stage: int) -> nn.ModuleList:
+        """The list of layers as this stage runs over it."""
+        if stage not in self._views:
+            start, stop = self.plan.span(stage)
+            found: list[nn.Module] = []
+            for index, layer in enumerate(self._base._modules[self._list_name]):
+                if start <= index < stop:
+                    found.append(_Recomputed(layer) if self._interval else layer)
+                else:
+                    absent = _AbsentLayer(layer, self._anatomy.returns)
+                    absent.is_exit = index == stop
+                    found.append(absent)
+            self._views[stage] = nn.ModuleList(found)
+        return self._views[stage]
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether backward runs layers again."""
+        return self._interval > 0 or bool(getattr(self._whole, "is_gradient_checkpointing", False))
+
+    def set_checkpoint_interval(self, interval: int) -> None:
+        """1: every layer runs again in backward; 0: none."""
+        self._interval = interval
+        self._views = {}
+
+    @property
+    def partition_plan(self) -> str:
+        """A table of the stages."""
+        return str(self.plan)
+
+    # ---- what is here ----
+
+    def tied_ranks(self) -> dict[str, list[int]]:
+        """Pipe ranks of each parameter that several have, by name; the same on all ranks."""
+        return {name: list(ranks) for name, ranks in self._ties.items()}
+
+    def tied_parameters(self, key: str) -> list[nn.Parameter]:
+        """The parameter of that name, where it is here."""
+        found = dict(self.named_parameters()).get(key)
+        return [] if found is None else [found]
+
+    def set_tie_group(self, key: str, group: Any) -> None:
+        """Nothing to keep."""
+
+    def _drop(self) -> None:
+        """Replaces what is on other ranks; notes who shares what."""
+        ranks = self._ranks_of_parameters()
+        names = {id(parameter): name for name, parameter in self._whole.named_parameters()}
+        self._ties = {names[key]: tuple(sorted(found)) for key, found in ranks.items() if len(found) > 1}
+        kept = {key for key, found in ranks.items() if self.stages.rank in found}
+        self._prune(self._whole, "", kept, set())
+
+    def _ranks_of_parameters(self) -> dict[int, set[int]]:
+        """Pipe ranks that use each parameter, by id."""
+        found: dict[int, set[int]] = {}
+        placed = self.stages.rank_of_stage
+
+        def note(module: nn.Module, stage: int, recurse: bool) -> None:
+            for parameter in module.parameters(recurse=recurse):
+                found.setdefault(id(parameter), set()).add(placed[stage])
+
+        for paths, stage in ((self._anatomy.before, 0), (self._anatomy.after, self.stages.last)):
+            for path in paths:
+                note(self._whole.get_submodule(path), stage, False)
+        for index, layer in enumerate(self._whole.get_submodule(self._anatomy.layers).children()):
+            note(layer, self.plan.stage_of(index), True)
+        return found
+
+    def _prune(self, module: nn.Module, path: str, kept: set[int], named: set[int]) -> None:
+        """Stand-ins for modules without parameters that are kept, or whose kept ones have an earlier name."""
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and id(parameter) not in kept:
+                module._parameters[name] = None
+            elif parameter is not None:
+                named.add(id(parameter))
+        is_list = path == self._anatomy.layers
+        for index, (name, child) in enumerate(list(module._modules.items())):
+            if child is None:
+                continue
+            owned = [id(parameter) for parameter in child.parameters()]
+            here = [key for key in owned if key in kept]
+            is_used = self._is_used(f"{path}.{name}" if path else name)
+            if is_list and self.stages.rank_of_stage[self.plan.stage_of(index)] != self.stages.rank:
+                module._modules[name] = _AbsentLayer(child, self._anatomy.returns)
+            elif owned and (not here or (not is_used and named.issuperset(here))):
+                module._modules[name] = _Absent(child)
+            else:
+                self._prune(child, f"{path}.{name}" if path else name, kept, named)
+
+    def _is_used(self, path: str) -> bool:
+        """Whether anything under `path` runs on this rank."""
+        mine = [*(self._anatomy.before if self.stages.has_first else ())]
+        mine += [*(self._anatomy.after if self.stages.has_last else ()), self._anatomy.layers]
+        return any(f"{used}.".startswith(f"{path}.") or f"{path}.".startswith(f"{used}.") for used in mine)
