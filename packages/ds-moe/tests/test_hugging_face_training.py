@@ -171,3 +171,18 @@ def _counts() -> tuple[list[int], int]:
 def test_counts_are_of_all_experts_and_this_rank_s_tokens():
     for counts, choices in run_ranks(_counts, 2):
         assert len(counts) == 4 and sum(counts) == choices
+
+
+def _monitored(folder: str) -> list[int]:
+    engine = build(Case("mixtral", 2, 0), jsonl_monitor={"enabled": True, "output_path": folder})
+    train(engine, range(1))
+    (part,) = (part for part in engine.parts if part.name == "moe_balance")
+    found = {name: sum(report.counts) for name, report in part.reports.items()}
+    engine.destroy()
+    assert sorted(found) == [f"model.layers.{i}.mlp.experts" for i in range(2)]
+    return list(found.values())
+
+
+def test_monitors_hear_of_loads_over_all_ranks(tmp_path):
+    for counts in run_ranks(_monitored, 2, str(tmp_path)):
+        assert counts == [expert_models.tokens(ROWS).numel() * 2] * 2

@@ -25,7 +25,7 @@ class MoeBalance(Part):
     """Adds loads up over ranks once a step, where a monitor or a bias asks for them.
 
     Metrics are means over layers: the share of each expert (layers with one number of experts), the busiest expert in
-    even shares, the share of pairs dropped, the balancing and z losses and the entropy of gates.
+    even shares; and of gates of ours the share of pairs dropped, the balancing and z losses and the entropy.
 
     Attributes:
         reports: what the gates saw in the last step, by the names of the modules that have them.
@@ -105,15 +105,18 @@ def mean_rows(reports: list[LoadReport]) -> list[tuple[str, float]]:
         return []
 
     def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(reports)
+        listed = list(values)
+        return sum(listed) / len(listed)
 
-    rows = [
-        ("max_over_mean_load", mean(report.max_over_mean for report in reports)),
-        ("dropped_share", mean(report.dropped_share for report in reports)),
-        ("balance_loss", mean(report.balance for report in reports)),
-        ("z_loss", mean(report.z for report in reports)),
-        ("gate_entropy", mean(report.entropy for report in reports)),
-    ]
+    rows = [("max_over_mean_load", mean(report.max_over_mean for report in reports))]
+    gates = [report for report in reports if report.is_of_gate]
+    if gates:
+        rows += [
+            ("dropped_share", mean(report.dropped_share for report in gates)),
+            ("balance_loss", mean(report.balance for report in gates)),
+            ("z_loss", mean(report.z for report in gates)),
+            ("gate_entropy", mean(report.entropy for report in gates)),
+        ]
     sizes = {len(report.counts) for report in reports}
     for expert in range(sizes.pop()) if len(sizes) == 1 else ():
         shares = [report.counts[expert] / max(sum(report.counts), 1) for report in reports]

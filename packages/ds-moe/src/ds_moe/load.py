@@ -28,6 +28,7 @@ class LoadReport:
         counts: pairs that asked for each expert.
         dropped: of these, pairs above the capacity.
         balance, z, entropy: means over forwards.
+        is_of_gate: whether the last four are known; else only loads are, as for models with routers of their own.
     """
 
     counts: tuple[int, ...]
@@ -35,6 +36,7 @@ class LoadReport:
     balance: float
     z: float
     entropy: float
+    is_of_gate: bool = True
 
     @property
     def max_over_mean(self) -> float:
@@ -78,6 +80,12 @@ class Load:
             now = torch.cat((routing.counts, dropped, torch.ones_like(dropped), whole))
             self._sums = now if self._sums is None else self._sums + now
 
+    def add_counts(self, counts: torch.Tensor) -> None:
+        """Counts one forward in, of which no more is known than how many pairs asked for each expert, [E] int64."""
+        if self.is_heard:
+            now = torch.nn.functional.pad(counts, (0, _EXTRA))
+            self._sums = now if self._sums is None else self._sums + now
+
     def take(self, device: torch.device) -> torch.Tensor:
         """[size] int64 of what was added up, which is forgotten."""
         sums, self._sums = self._sums, None
@@ -86,5 +94,5 @@ class Load:
     def read(self, sums: list[int]) -> LoadReport:
         """What `take` gave, added up over ranks, in words."""
         dropped, forwards, *real = sums[self.num_experts :]
-        means = [each * _UNIT / max(forwards, 1) for each in real]
-        return LoadReport(tuple(sums[: self.num_experts]), dropped, *means)
+        balance, z, entropy = (each * _UNIT / max(forwards, 1) for each in real)
+        return LoadReport(tuple(sums[: self.num_experts]), dropped, balance, z, entropy, is_of_gate=forwards > 0)

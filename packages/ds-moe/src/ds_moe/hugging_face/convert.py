@@ -14,6 +14,7 @@ from torch import nn
 
 from ds_core.holdings import keep_slice, share_names
 from ds_core.placeholder import assign, is_placeholder
+from ds_moe.axis import EXPERT_AXIS
 from ds_moe.config import ROUTING_KEYS
 from ds_moe.dispatch import Dispatch
 from ds_moe.errors import ConversionError
@@ -41,7 +42,7 @@ def convert_experts(model: nn.Module, build: Build) -> nn.Module:
     section: ExpertParallel = build.config["expert_parallel"]
     blocks = find_blocks(model, section)
     _refuse_settings(blocks, section)
-    group = build.mesh.group("expert") if section.autoep_size > 1 else None
+    group = build.mesh.group(EXPERT_AXIS) if section.autoep_size > 1 else None
     probed: set[type[nn.Module]] = set()
     for block in blocks:
         dispatch = Dispatch(group, block.count)
@@ -68,7 +69,7 @@ def _convert_stacked(
     experts: Any = block.experts
     if dispatch.ranks > 1:
         for name in form.names:
-            keep_slice(build, getattr(experts, name), "expert")
+            keep_slice(build, getattr(experts, name), EXPERT_AXIS)
     experts.forward = StackedForward(block, form, dispatch, use_grouped=section.use_grouped_mm)
 
 
@@ -78,12 +79,12 @@ def _convert_listed(
     forward = ListedForward(block, model, section, dispatch)
     probe = Probe(block) if is_probed and not _is_elsewhere(block.module) else None
     if dispatch.ranks > 1:
-        first = build.mesh.rank("expert") * dispatch.local_experts
+        first = build.mesh.rank(EXPERT_AXIS) * dispatch.local_experts
         mine = dict(list(block.experts.named_children())[first : first + dispatch.local_experts])
         _keep_experts(block.experts, mine, build)
         forward.local = list(mine.values())
         setattr(block.module, block.experts_name, nn.ModuleDict(mine))
-        build.split_over([p for one in forward.local for p in one.parameters()], "expert", sliced=False)
+        build.split_over([p for one in forward.local for p in one.parameters()], EXPERT_AXIS, sliced=False)
     module: Any = block.module
     module.forward = forward
     if probe is not None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ds_moe.load import Load
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,6 +36,8 @@ class ExpertsForward:
     def __init__(self, block: Block, counted: Any, dispatch: Dispatch, *, use_grouped: bool) -> None:
         self.block: Block = block
         self._counted: Any = counted
+        self._load: Load = Load(dispatch.num_experts)
+        self._counted.load = self._load  # where the part that reports loads looks for it
         self.step_counts: torch.Tensor | None = None
         self._dispatch: Dispatch = dispatch
         self._use_grouped: bool = use_grouped
@@ -45,8 +49,11 @@ class ExpertsForward:
             chosen_TK: [T, K] numbers of experts, -1 for none.
         """
         with torch.no_grad():
-            counts = torch.bincount(chosen_TK.flatten() + 1, minlength=self._dispatch.num_experts + 1)[1:]
+            asked = chosen_TK.flatten() + 1  # 0 is none; bincount would make the host wait for its largest value
+            counts = asked.new_zeros(self._dispatch.num_experts + 1).scatter_add_(0, asked, torch.ones_like(asked))[1:]
             self._counted._last_counts = counts
+            if self.block.module.training:
+                self._load.add_counts(counts)
             if self.step_counts is not None and self.block.module.training:
                 self.step_counts = self.step_counts + counts
 
