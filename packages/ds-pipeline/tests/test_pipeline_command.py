@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ds_core.cli import main
-from ds_pipeline.schedules import Costs, from_text, make_schedule, peaks, simulate
+from ds_pipeline.schedules import Costs, from_text, make_schedule, peak_bytes, peaks, simulate
 
 ZBV = ["pipeline", "plan", "--schedule", "zbv", "--ranks", "3", "--micro-batches", "7"]
 
@@ -73,12 +73,21 @@ def test_compare_is_a_table_with_a_row_for_each(capsys):
         assert f"\n{name} " in text
 
 
+def test_plan_adds_up_bytes(capsys):
+    sizes = [10, 20, 30, 30, 20, 10]
+    found = json.loads(told(capsys, *ZBV, "--activation-bytes", ",".join(map(str, sizes)), "--json"))
+    schedule = make_schedule("zbv", ranks=3, micro_batches=7)
+    assert [row["peak_bytes"] for row in found["ranks"]] == list(peak_bytes(schedule, sizes))
+    assert "peak bytes" in told(capsys, *ZBV, "--activation-bytes", "12e6")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--schedule", "zbw", "--ranks", "2", "--micro-batches", "2"], "unknown pipeline schedule 'zbw'"),
         (["--ranks", "2"], "needs --ranks and --micro-batches"),
         (["--ranks", "2", "--micro-batches", "2", "--forward", "1,x"], "--forward must be a number"),
+        (["--ranks", "2", "--micro-batches", "2", "--activation-bytes", "inf"], "--activation-bytes must be a number"),
         (["--ranks", "2", "--micro-batches", "2", "--forward", "1,2,3"], "one for each of 2 stages, got 3"),
         (["--file", "nowhere.txt"], "--file nowhere.txt cannot be read"),
         (["--file", "nowhere.txt", "--ranks", "2"], "--file already says what --ranks would"),

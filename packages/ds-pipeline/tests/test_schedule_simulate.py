@@ -57,8 +57,8 @@ def test_transfers_delay_only_what_crosses_ranks():
     ("costs", "message"),
     [
         (Costs(forward=[1.0, 2.0]), "costs.forward must be one number or one for each of 4 stages, got 2"),
-        (Costs(transfer=-1), "costs.transfer must be at least 0, got -1"),
-        (Costs(backward_weight=float("nan")), "costs.backward_weight must be at least 0, got nan"),
+        (Costs(transfer=-1), "costs.transfer must be at least 0 and finite, got -1"),
+        (Costs(backward_weight=float("nan")), "costs.backward_weight must be at least 0 and finite, got nan"),
     ],
 )
 def test_costs_that_make_no_sense(costs, message):

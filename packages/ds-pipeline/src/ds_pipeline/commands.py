@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -48,6 +49,15 @@ def plan(
     backward_input: Inputs = "1",
     backward_weight: Weights = "1",
     transfer: Transfer = "0",
+    activation_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--activation-bytes",
+            metavar="BYTES",
+            help="What a micro-batch leaves at a stage between forward and backward, like 12e6: one number, or one for "
+            "each stage with commas between. Adds the peak of each rank.",
+        ),
+    ] = None,
     text: Annotated[Path | None, typer.Option("--text", metavar="OUT", help="Write the schedule as text.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="OUT", help="Draw it.")] = None,
     png: Annotated[Path | None, typer.Option("--png", metavar="OUT", help="Draw it; needs matplotlib.")] = None,
@@ -65,10 +75,11 @@ def plan(
     if text is not None:
         text.write_text(to_text(made), encoding="utf-8")
     _draw(run, svg, png)
+    found = summary_of(run, _bytes(activation_bytes, made.stages))
     if as_json:
-        _write(json.dumps(_json(summary_of(run)), indent=2))
+        _write(json.dumps(_json(found), indent=2))
         return
-    _show(summary_of(run))
+    _show(found)
     for path in (text, svg, png):
         if path is not None:
             _write(f"wrote {path}")
@@ -146,22 +157,33 @@ def _schedule(
 
 
 def _costs(forward: str, inputs: str, weights: str, transfer: str) -> Costs:
-    from ds_pipeline.errors import ScheduleError
     from ds_pipeline.schedules import Costs
 
-    def numbers(option: str, value: str) -> float | list[float]:
-        try:
-            found = [float(part) for part in value.split(",")]
-        except ValueError:
-            raise ScheduleError(f"{option} must be a number, or one for each stage like 1,1,2, got {value!r}") from None
-        return found if len(found) > 1 else found[0]
-
     return Costs(
-        numbers("--forward", forward),
-        numbers("--backward-input", inputs),
-        numbers("--backward-weight", weights),
-        numbers("--transfer", transfer),
+        _numbers("--forward", forward),
+        _numbers("--backward-input", inputs),
+        _numbers("--backward-weight", weights),
+        _numbers("--transfer", transfer),
     )
+
+
+def _bytes(value: str | None, stages: int) -> list[int] | None:
+    if value is None:
+        return None
+    found = _numbers("--activation-bytes", value)
+    return [int(one) for one in (found if isinstance(found, list) else [found] * stages)]
+
+
+def _numbers(option: str, value: str) -> float | list[float]:
+    from ds_pipeline.errors import ScheduleError
+
+    try:
+        found = [float(part) for part in value.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(0 <= one < math.inf for one in found):
+        raise ScheduleError(f"{option} must be a number of at least 0, or one for each stage like 1,1,2, got {value!r}")
+    return found if len(found) > 1 else found[0]
 
 
 def _draw(run: Simulation, svg: Path | None, png: Path | None) -> None:
@@ -187,7 +209,10 @@ def _json(found: Summary) -> dict[str, Any]:
 
 
 def _show(found: Summary) -> None:
-    columns = ("rank", "stages", "busy", "idle", "bubble", "activations", "contexts", "held", "messages")
+    columns: tuple[str, ...] = (
+        *("rank", "stages", "busy", "idle", "bubble", "activations", "contexts", "held", "messages"),
+        *(("peak bytes",) if found.ranks[0].peak_bytes is not None else ()),
+    )
     rows = [
         (
             str(row.rank),
@@ -196,6 +221,7 @@ def _show(found: Summary) -> None:
             f"{row.idle:g}",
             f"{row.idle / found.makespan:.1%}" if found.makespan else "0.0%",
             *map(str, (row.activations, row.weight_contexts, row.held, row.messages)),
+            *((f"{row.peak_bytes:,}",) if row.peak_bytes is not None else ()),
         )
         for row in found.ranks
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,15 +44,15 @@ class Costs:
         return _at(self.backward_input, stage) + _at(self.backward_weight, stage)
 
     def check(self, stages: int) -> None:
-        """Raise ScheduleError unless there is a number of at least 0 for each stage."""
+        """Raise ScheduleError unless there is a finite number of at least 0 for each stage."""
         for name in ("forward", "backward_input", "backward_weight", "transfer"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and len(value) != stages:
                 raise ScheduleError(
                     f"costs.{name} must be one number or one for each of {stages} stages, got {len(value)}"
                 )
-            if any(not _at(value, stage) >= 0 for stage in range(stages)):
-                raise ScheduleError(f"costs.{name} must be at least 0, got {value}")
+            if not all(0 <= _at(value, stage) < math.inf for stage in range(stages)):
+                raise ScheduleError(f"costs.{name} must be at least 0 and finite, got {value}")
 
 
 def _at(value: Cost, stage: int) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ds_pipeline.schedules.ir import messages
 from ds_pipeline.schedules.make import SCHEDULES, make_schedule
-from ds_pipeline.schedules.memory import peaks
+from ds_pipeline.schedules.memory import peak_bytes, peaks
 from ds_pipeline.schedules.simulate import Costs, Simulation, simulate
 
 __all__ = ["RankSummary", "Summary", "compared", "summary_of"]
@@ -14,7 +15,10 @@ __all__ = ["RankSummary", "Summary", "compared", "summary_of"]
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
-    """One rank: times in the unit of the costs, memory in stages times micro-batches (Note [What is held])."""
+    """One rank: times in the unit of the costs, memory in stages times micro-batches (Note [What is held]).
+
+    `peak_bytes` is None where nobody said how large activations are.
+    """
 
     rank: int
     stages: tuple[int, ...]
@@ -25,6 +29,7 @@ class RankSummary:
     weight_contexts: int
     held: int
     messages: int
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,19 @@ class Summary:
         return sum(row.messages for row in self.ranks)
 
 
-def summary_of(run: Simulation) -> Summary:
-    """The numbers of a simulated schedule."""
+def summary_of(
+    run: Simulation,
+    activation_bytes: Sequence[int] | None = None,
+    weight_context_bytes: Sequence[int] | None = None,
+) -> Summary:
+    """The numbers of a simulated schedule; with bytes for each stage as `peak_bytes` takes them, in bytes too."""
     made = run.schedule
     sent = [0] * made.ranks
     for (sender, _), found in messages(made).items():
         sent[sender] += len(found)
+    most: Sequence[int | None] = [None] * made.ranks
+    if activation_bytes is not None:
+        most = peak_bytes(made, activation_bytes, weight_context_bytes)
     rows = tuple(
         RankSummary(
             rank,
@@ -77,6 +89,7 @@ def summary_of(run: Simulation) -> Summary:
             held.weight_contexts,
             held.both,
             sent[rank],
+            most[rank],
         )
         for rank, held in enumerate(peaks(made))
     )
