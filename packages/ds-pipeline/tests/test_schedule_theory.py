@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ds_pipeline.errors import ScheduleError
 from ds_pipeline.schedules import (
     SCHEDULES,
     Costs,
@@ -16,6 +17,7 @@ from ds_pipeline.schedules import (
     v_shaped,
     validate,
 )
+from ds_pipeline.schedules.listing import weights_when_idle
 
 RANKS = range(1, 9)
 TRAINING = [name for name, kind in SCHEDULES.items() if kind.is_training]
@@ -92,6 +94,14 @@ def test_zbv_ranks_are_never_idle_between_their_first_and_last_action(ranks):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
+def test_zbv_starts_the_last_rank_late_and_wastes_nothing_else_from_m_equal_p_on(ranks):
+    for micro_batches in range(ranks, 2 * ranks):
+        schedule = make_schedule("zbv", ranks=ranks, micro_batches=micro_batches)
+        assert idle(schedule, Costs()) == ranks - 1
+        assert max(one.both for one in peaks(schedule)) <= 2 * ranks
+
+
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("costs", [(1, 1, 1), (2, 2, 1), (4, 4, 3)])
 def test_dualpipev_waits_as_described_but_for_the_block_of_two(ranks, costs):
     """(PP/2 - 1) (F&B + B - 3W) with B the whole backward and PP / 2 ranks, if a pair is not one block: I less."""
@@ -134,6 +144,24 @@ def test_forward_only_in_a_v_takes_the_shortest_time_there_is(ranks, micro_batch
     validate(run.schedule)
     # The last rank has two passes for each micro-batch and the output has `ranks - 1` further to go.
     assert run.makespan == 2 * micro_batches + 2 * (ranks - 1)
+
+
+def test_weights_move_to_where_a_rank_would_wait_and_the_rest_keeps_its_order():
+    before = make_schedule("zb-h1", ranks=4, micro_batches=6)
+    after = weights_when_idle(before, limit=6)
+    validate(after)
+    assert simulate(after).makespan <= simulate(before).makespan
+    for old, new in zip(before.rows, after.rows, strict=True):
+        assert [action for action in new if action.op is not Op.W] == [
+            action for action in old if action.op is not Op.W
+        ]
+
+
+def test_weights_that_cannot_move():
+    with pytest.raises(ScheduleError, match="schedule '1f1b' has whole backwards"):
+        weights_when_idle(make_schedule("1f1b", ranks=2, micro_batches=2), limit=2)
+    with pytest.raises(ScheduleError, match="schedule 'zb-h1' cannot go on with 2 held on a rank; raise the limit"):
+        weights_when_idle(make_schedule("zb-h1", ranks=3, micro_batches=3), limit=2)
 
 
 def test_forward_only_in_rounds_wastes_no_more_than_the_way_through():

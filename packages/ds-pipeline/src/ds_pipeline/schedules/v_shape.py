@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from ds_pipeline.schedules.ir import Action, Op, Schedule, v_shaped
+from ds_pipeline.schedules.listing import weights_when_idle
 from ds_pipeline.schedules.subset import first_micro_batches
 
 __all__ = ["dualpipe_v", "zb_v"]
@@ -94,14 +95,18 @@ def zb_v(ranks: int, micro_batches: int) -> Schedule:
     """Zero bubble in the memory of 1F1B: between its first and last action no rank is ever idle, at equal times.
 
     A rank holds at most ``2 * ranks`` stage-micro-batches, which are half as large as those of `ranks` stages. The
-    rule needs twice as many micro-batches as ranks; for fewer this is that schedule without those there are not.
+    rule needs twice as many micro-batches as ranks. For fewer, forwards and backwards for inputs keep their order, and
+    weight passes move to where a rank would wait (greedy); from as many micro-batches as ranks on this is as fast.
 
     Source: Qi et al., Zero Bubble Pipeline Parallelism, 2023, section 6 (ZB-V); Qi et al., Pipeline Parallelism with
     Controllable Memory, 2024, section 3 (V-ZB).
     """
     whole = max(micro_batches, 2 * ranks)
     rows = tuple(_zb_v(rank, ranks, whole) for rank in range(ranks))
-    return first_micro_batches(Schedule("zbv", whole, v_shaped(ranks), rows), micro_batches)
+    made = Schedule("zbv", whole, v_shaped(ranks), rows)
+    if micro_batches == whole:
+        return made
+    return weights_when_idle(first_micro_batches(made, micro_batches), 2 * ranks)
 
 
 def _zb_v(rank: int, ranks: int, micro_batches: int) -> tuple[Action, ...]:
