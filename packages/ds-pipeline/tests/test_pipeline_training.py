@@ -20,8 +20,9 @@ FP16 = {"fp16": {"enabled": True, "initial_scale_power": 20, "hysteresis": 1}}
 
 @cache
 def alone(kind: str, micro_batches: int, precision: str = "") -> Trained:
-    """The same model on one process."""
-    return train(settings(micro_batches, **{"bf16": BF16, "fp16": FP16, "": {}}[precision]), kind)
+    """The same model on one process, which computes with one thread as ranks do."""
+    sections: dict[str, Any] = {"bf16": BF16, "fp16": FP16, "": {}}[precision]
+    return run_ranks(train, 1, settings(micro_batches, **sections), kind)[0]
 
 
 @cache
