@@ -121,14 +121,14 @@ def _action(timed: Timed, run: Simulation, scale: float, top: float) -> Box:
     action = timed.action
     fill = colour(action.op, *_shade(run, action.stage))
     width = (timed.end - timed.start) * scale
-    label = str(action.micro_batch)
+    digits = len(str(run.schedule.micro_batches - 1))  # boxes of one width have all a label or none
     return Box(
         LEFT + timed.start * scale,
         top,
         width,
         ROW,
         fill,
-        label=label if width > DIGIT * len(label) + 2 else "",
+        label=str(action.micro_batch) if width > DIGIT * digits + 2 else "",
         ink=ink_on(fill),
         note=f"{action}: {timed.start:g} to {timed.end:g}",
         edge=PAPER if width > 3 else "",
