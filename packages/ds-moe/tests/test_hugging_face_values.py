@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from typing import get_args
 
 import expert_models
 import pytest
@@ -11,9 +13,11 @@ from torch import nn
 
 import ds_core
 from ds_core.errors import ConfigError
+from ds_moe.config import PresetName
 from ds_moe.dispatch import Dispatch
 from ds_moe.hugging_face.find import Block
 from ds_moe.hugging_face.form import StackedForm, form_of
+from ds_moe.hugging_face.presets import PRESETS
 from ds_moe.hugging_face.stacked import StackedForward
 
 EPS = torch.finfo(torch.float32).eps
@@ -157,3 +161,25 @@ def test_experts_with_tensors_nobody_knows_are_refused_by_name():
 
     with pytest.raises(ConfigError, match=r"experts \(OddExperts\): it has tensors that are not known: scale"):
         convert(nn.Sequential(Block()))
+
+
+def test_experts_that_do_more_than_their_tensors_say_are_refused():
+    class Doubling(OddExperts):
+        def forward(self, hidden_states, top_k_index, top_k_weights):
+            return 2 * super().forward(hidden_states, top_k_index, top_k_weights)
+
+    class Block(nn.Module):
+        def __init__(self, experts: nn.Module) -> None:
+            super().__init__()
+            self.gate, self.experts = nn.Linear(5, 4), experts
+
+    convert(nn.Sequential(Block(OddExperts())))
+    with pytest.raises(ConfigError, match=r"the experts of 0 \(Block\) \(Doubling\) gave other values before"):
+        convert(nn.Sequential(Block(Doubling())))
+
+
+def test_presets_are_families_of_transformers():
+    assert get_args(PresetName) == tuple(PRESETS)
+    for families in PRESETS.values():
+        for family in families:
+            assert importlib.util.find_spec(f"transformers.models.{family}") is not None, family

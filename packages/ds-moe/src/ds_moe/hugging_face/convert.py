@@ -43,15 +43,21 @@ def convert_experts(model: nn.Module, build: Build) -> nn.Module:
     blocks = find_blocks(model, section)
     _refuse_settings(blocks, section)
     group = build.mesh.group(EXPERT_AXIS) if section.autoep_size > 1 else None
-    probed: set[type[nn.Module]] = set()
+    probed: set[tuple[type[nn.Module], type[nn.Module]]] = set()
     for block in blocks:
+        kind = type(block.module), type(block.experts)
+        is_first = kind not in probed and not _is_elsewhere(block.module)
+        probed.add(kind)
+        probe = Probe(block) if is_first else None
         dispatch = Dispatch(group, block.count)
         if block.form is not None:
             _convert_stacked(block, block.form, dispatch, build, section)
-            continue
-        is_first = type(block.module) not in probed
-        probed.add(type(block.module))
-        _convert_listed(block, dispatch, model, build, section, is_probed=is_first)
+        else:
+            _convert_listed(
+                block, dispatch, model, build, section, gives_logits=probe is not None and probe.gave_logits
+            )
+        if probe is not None:
+            probe.compare()
     if group is not None and any(block.form is None for block in blocks):
         share_names(build, model, group)
     logger.info(
@@ -74,10 +80,10 @@ def _convert_stacked(
 
 
 def _convert_listed(
-    block: Block, dispatch: Dispatch, model: nn.Module, build: Build, section: ExpertParallel, *, is_probed: bool
+    block: Block, dispatch: Dispatch, model: nn.Module, build: Build, section: ExpertParallel, *, gives_logits: bool
 ) -> None:
     forward = ListedForward(block, model, section, dispatch)
-    probe = Probe(block) if is_probed and not _is_elsewhere(block.module) else None
+    forward.returns_logits = gives_logits
     if dispatch.ranks > 1:
         first = build.mesh.rank(EXPERT_AXIS) * dispatch.local_experts
         mine = dict(list(block.experts.named_children())[first : first + dispatch.local_experts])
@@ -87,9 +93,6 @@ def _convert_listed(
         build.split_over([p for one in forward.local for p in one.parameters()], EXPERT_AXIS, sliced=False)
     module: Any = block.module
     module.forward = forward
-    if probe is not None:
-        forward.returns_logits = probe.gave_logits
-        probe.compare(block)
 
 
 def _keep_experts(experts: nn.Module, mine: dict[str, nn.Module], build: Build) -> None:
