@@ -27,7 +27,6 @@ class Case(NamedTuple):
 CASES = {
     2: [
         Case("mixtral", 1, 3),
-        Case("qwen2_moe", 2, 2),
         Case("deepseek_v3", 2, 3),
         Case("gpt_oss", 2, 1),
     ],
