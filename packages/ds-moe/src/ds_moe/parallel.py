@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ds_core import comm
 from ds_core.holdings import keep_slice, share_names
 from ds_core.placeholder import assign, is_placeholder
 from ds_moe.axis import EXPERT_AXIS
@@ -16,7 +17,7 @@ from ds_moe.mixture import Mixture
 if TYPE_CHECKING:
     from ds_core.build import Build
 
-__all__ = ["divide_experts", "layers_of", "sizes_of"]
+__all__ = ["agreed_sizes", "divide_experts", "divide_made_experts", "layers_of", "sizes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,20 @@ def sizes_of(model: torch.nn.Module) -> dict[str, int]:
     return {f"ep_size of {name or 'the model'}": layer.ep_size for name, layer in layers_of(model).items()}
 
 
+def agreed_sizes(model: torch.nn.Module) -> dict[str, int]:
+    """`sizes_of` over all ranks, which may have made different layers. Called on all ranks."""
+    mine = sizes_of(model)
+    found = comm.gather_json(mine) if comm.is_initialized() else [mine]
+    return {name: size for rank in found for name, size in rank.items()}
+
+
 def divide_experts(module: torch.nn.Module, build: Build) -> torch.nn.Module:
-    """Leaves this rank its share of the experts of every layer. A transform; called on all ranks."""
-    layers = {name: layer for name, layer in layers_of(module).items() if layer.ep_size > 1}
-    if not layers or build.mesh.size(EXPERT_AXIS) == 1:
+    """Leaves this rank its share of the experts of every layer there is. A transform; called on all ranks."""
+    if build.mesh.size(EXPERT_AXIS) == 1:
         return module
+    layers = [layer for layer in layers_of(module).values() if layer.ep_size > 1 and layer.dispatch.group is None]
     group, rank = build.mesh.group(EXPERT_AXIS), build.mesh.rank(EXPERT_AXIS)
-    for layer in layers.values():
+    for layer in layers:
         layer.connect(group)
         each = layer.num_local_experts
         if isinstance(layer.experts, Experts):
@@ -45,8 +53,21 @@ def divide_experts(module: torch.nn.Module, build: Build) -> torch.nn.Module:
         else:
             for parameter in layer.experts.parameters():
                 keep_slice(build, parameter, EXPERT_AXIS)
-    share_names(build, module, group)
-    logger.info("experts of %d layers are shared by %d ranks", len(layers), build.mesh.size(EXPERT_AXIS))
+    if layers:
+        logger.info("experts of %d layers are shared by %d ranks", len(layers), build.mesh.size(EXPERT_AXIS))
+    return module
+
+
+def divide_made_experts(module: torch.nn.Module, build: Build) -> torch.nn.Module:
+    """The same for layers that a pipeline has made since, and tells all ranks who has which expert in the end.
+
+    A transform that comes after those that divide the model in other ways; called on all ranks.
+    """
+    if build.mesh.size(EXPERT_AXIS) == 1:
+        return module
+    divide_experts(module, build)
+    build.elsewhere.clear()  # what was told before the stages parted may name ranks that gave it away
+    share_names(build, module, build.mesh.group("pipe", EXPERT_AXIS))
     return module
 
 

@@ -39,9 +39,9 @@ def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[Axis
     section = config["expert_parallel"]
     asked: dict[str, int] = {}
     if model is not None:
-        from ds_moe.parallel import sizes_of
+        from ds_moe.parallel import agreed_sizes
 
-        asked = sizes_of(model)
+        asked = agreed_sizes(model)
     if section.enabled:
         asked["expert_parallel.autoep_size"] = section.autoep_size
     return axis_requests(asked, around_data=section.use_data_before_expert_parallelism)
@@ -50,9 +50,12 @@ def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[Axis
 @hookimpl
 def ds_transforms(build: Build) -> Iterable[TransformEntry]:
     """Each rank keeps its experts: those of layers, and those of Hugging Face models."""
-    from ds_moe.parallel import divide_experts
+    from ds_moe.parallel import divide_experts, divide_made_experts
 
-    entries = [TransformEntry("expert_parallel", divide_experts, before=("pipeline",))]
+    entries = [
+        TransformEntry("expert_parallel", divide_experts, before=("pipeline",)),
+        TransformEntry("expert_names", divide_made_experts, after=("pipeline", "hugging_face_experts")),
+    ]
     if build.config["expert_parallel"].enabled:
         from ds_moe.hugging_face.convert import convert_experts
 
