@@ -145,21 +145,20 @@ class Transport:
         layout, tensors = describe(value, f"stage {message.action.stage}")
         key = ("out", stage, self._training)
         known = self._layouts.get(key)
-        with comm.scope("pipeline activations"):
-            if self.dynamic or known is None:
-                header = encode(layout).to(self._route.device)
-                length = torch.tensor([header.numel()], dtype=torch.int64, device=self._route.device)
-                self._start(message, target, [length, header], "pipeline shapes")
-                self._layouts[key] = layout
-            elif layout != known:
-                raise PipelineError(
-                    f"stage {message.action.stage} gave {layout} for micro-batch {message.micro_batch}, and {known} "
-                    "before: set pipeline.dynamic_shape (PipelineModule(dynamic_shape=True)) where shapes change from "
-                    "one micro-batch to the next, or call engine.reset_activation_shape() on all ranks where they "
-                    "change once"
-                )
-            self._of_micro_batch[stage, message.micro_batch] = layout
-            self._start(message, target, [tensor.detach() for tensor in tensors], "pipeline activations")
+        if self.dynamic or known is None:
+            header = encode(layout).to(self._route.device)
+            length = torch.tensor([header.numel()], dtype=torch.int64, device=self._route.device)
+            self._start(message, target, [length, header], "pipeline shapes")
+            self._layouts[key] = layout
+        elif layout != known:
+            raise PipelineError(
+                f"stage {message.action.stage} gave {layout} for micro-batch {message.micro_batch}, and {known} "
+                "before: set pipeline.dynamic_shape (PipelineModule(dynamic_shape=True)) where shapes change from "
+                "one micro-batch to the next, or call engine.reset_activation_shape() on all ranks where they "
+                "change once"
+            )
+        self._of_micro_batch[stage, message.micro_batch] = layout
+        self._start(message, target, [tensor.detach() for tensor in tensors], "pipeline activations")
 
     def send_gradients(self, message: Message, target: int, gradients: Sequence[torch.Tensor]) -> None:
         """Starts sending gradients of what a stage received to the pipe rank of the stage before."""
