@@ -140,8 +140,8 @@ def _listed(folder: str):
     return found
 
 
-def _listed_resumed(folder: str) -> list[float]:
-    engine = listed_engine(1, 1)
+def _listed_resumed(folder: str, size: int) -> list[float]:
+    engine = listed_engine(size, 1)
     engine.load_checkpoint(folder)
     return _listed_steps(engine, range(2, 3))
 
@@ -164,7 +164,9 @@ def test_a_list_of_experts_is_divided_under_its_own_names(tmp_path):
         for step in range(2):
             assert sum(rank[case][0][step] for rank in ranks) / 2 == pytest.approx(wanted[step], rel=1e-6), case
     assert load_file(tmp_path / "file" / "model.safetensors").keys() == model.state_dict().keys()
-    assert run_ranks(_listed_resumed, 1, str(tmp_path))[0] == [pytest.approx(wanted[2], rel=1e-6)]
+    for size in (1, 2):
+        resumed = run_ranks(_listed_resumed, size, str(tmp_path), size)
+        assert sum(rank[0] for rank in resumed) / size == pytest.approx(wanted[2], rel=1e-6)
 
 
 def _frozen() -> tuple[bool, float]:
