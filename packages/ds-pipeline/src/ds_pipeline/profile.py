@@ -102,11 +102,15 @@ def _backward(outputs: Any) -> None:
 
 
 class _Kept:
-    """A context that adds up what autograd keeps in it, parameters aside, each storage once."""
+    """A context that adds up what autograd keeps in it, parameters aside, each storage once.
+
+    Args:
+        layer: a module, or a partial function of one, whose parameters they are.
+    """
 
     def __init__(self, layer: Any) -> None:
-        owned = layer.parameters() if isinstance(layer, torch.nn.Module) else ()
-        self._known: set[int] = {parameter.untyped_storage()._cdata for parameter in owned}
+        modules = [each for each in (layer, *getattr(layer, "args", ())) if isinstance(each, torch.nn.Module)]
+        self._known: set[int] = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self.bytes_: int = 0
 
