@@ -24,6 +24,7 @@ import adam
 import checkpoint
 import collectives
 import disk
+import divided
 import levels
 import overhead
 import page
@@ -51,6 +52,8 @@ SECTIONS: dict[str, tuple[str, Measurement]] = {
     "S12": ("a step with its state on disk", disk.steps),
     "S10": ("collectives between the ranks of one machine", collectives.exchange),
     "S13": ("checkpoints while training goes on", checkpoint.asynchronous),
+    "pipe": ("a model in stages", divided.pipelines),
+    "moe": ("a mixture of experts over ranks", divided.mixtures),
 }
 
 

@@ -82,6 +82,7 @@ def config(asked: argparse.Namespace, **more: Any) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": asked.micro,
         "gradient_accumulation_steps": asked.accum,
         "optimizer": {"type": "AdamW", "params": params},
+        "gradient_clipping": 0.0,  # torch has none by default
         "steps_per_print": 10**9,
         **more,
     }
@@ -198,7 +199,8 @@ def engine_mixture(asked: argparse.Namespace) -> Step:
     """deepspeed's or our MoE layer, experts divided over all ranks."""
     ranks = dist.get_world_size()
     settings = config(asked, zero_optimization={"stage": 1})
-    shape = {"num_experts": EXPERTS, "ep_size": ranks, "k": TOP_K, "capacity_factor": 2.0, "top2_2nd_expert_sampling": False}
+    shape = {"num_experts": EXPERTS, "ep_size": ranks, "k": TOP_K, "capacity_factor": 2.0}
+    shape["top2_2nd_expert_sampling"] = False  # draws random numbers, which no two implementations draw alike
     gpt = make_model(asked)
     if asked.engine.startswith("ds"):
         import deepspeed as framework

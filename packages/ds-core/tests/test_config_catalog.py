@@ -92,7 +92,7 @@ def test_a_typo_is_caught_where_nobody_serves_the_section(key: str) -> None:
     ("key", "message"),
     [
         ("zero_optimization.stage", "zero_optimization asks for ds-zero, which is not installed: pip install ds-zero"),
-        ("pipeline.stages", "pipeline is planned in ds-pipeline, which is not released yet"),
+        ("pipeline.stages", "pipeline asks for ds-pipeline, which is not installed: pip install ds-pipeline"),
         ("wandb.project", "wandb is planned in ds-monitors, which is not released yet"),
         ("flops_profiler.module_depth", "flops_profiler is planned in ds-profile, which is not released yet"),
         ("sequence_parallel_size", "sequence_parallel_size is planned in ds-sequence, which is not released yet"),

@@ -44,7 +44,7 @@ def test_types_limits_defaults_and_descriptions() -> None:
     assert described(SCHEMA, "fp16.hysteresis")["description"] == "Overflows tolerated before the loss scale is halved."
     assert "fp16" in described(SCHEMA, "torch_autocast.dtype")["anyOf"][0]["enum"]
     assert described(SCHEMA, "bfloat16")["deprecated"] is True
-    assert "not released yet" in described(SCHEMA, "pipeline")["description"]
+    assert "not released yet" in described(SCHEMA, "elasticity")["description"]
     assert described(SCHEMA, "wandb.project") == {}
 
 

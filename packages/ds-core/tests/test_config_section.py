@@ -209,7 +209,7 @@ def test_direct_construction_is_as_strict() -> None:
 
 
 def test_a_wheel_takes_precedence_over_the_catalog() -> None:
-    with pytest.raises(MissingWheelError, match="pipeline is planned in ds-pipeline"):
+    with pytest.raises(MissingWheelError, match="pipeline asks for ds-pipeline, which is not installed"):
         load({"pipeline": {"stages": 2}}, sections=())
     claim = Claim(ConfigSection("pipeline", "fake_wheel_config:Feature"), "ds-pipeline")
     raw = load({"train_batch_size": 1, "pipeline": {"stage": 2}}, sections=[claim])

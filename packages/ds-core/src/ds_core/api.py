@@ -70,8 +70,8 @@ def initialize(
     for name, value in (("mpu", mpu), ("mesh_param", mesh_param)):
         if value is not None:
             raise ConfigError(
-                f"{name} is not taken: the mesh is planned from the config, and axes other than data come with wheels "
-                "(ds-tensor, ds-sequence, ds-pipeline), none of which is released yet; leave it out"
+                f"{name} is not taken: the mesh is planned from the config and the model; leave it out (stages come "
+                "with ds-pipeline, experts with ds-moe; tensor and sequence axes are not released yet)"
             )
     if model is None:
         raise ConfigError("initialize needs model=, a torch.nn.Module")

@@ -170,7 +170,8 @@ class CheckpointSection(Section):
         "use_node_local_storage": "a checkpoint is one folder that all ranks reach, nothing collects folders of nodes;"
         " save to a shared folder",
         "parallel_write": Refused(
-            "it is planned in ds-pipeline, which is not released yet; take it out",
+            "every rank always writes its own share, those of pipeline stages too; take it out",
+            (True,),
             keys=names("pipeline_stage"),
         ),
         "checkpoint_serialization": Refused(

@@ -17,9 +17,10 @@ from ds_core import accelerator as accelerators
 from ds_core import plugins
 from ds_core.build import Build
 from ds_core.config import Config, Facts, RawConfig, load, resolve
+from ds_core.errors import ConfigError
 from ds_core.flat import FROZEN, NamedParameter, group_layouts
 from ds_core.layout import FlatLayout, Range
-from ds_core.mesh import plan
+from ds_core.mesh import DATA_AXIS, MeshPlan, plan
 from ds_core.parameters import optimizer_groups
 from ds_core.parts import Accumulation, Precision
 from ds_core.space import SpacePolicy
@@ -174,6 +175,7 @@ def set_up(
     resolved = resolve(raw, facts)
     mesh = plan([request.item for request in manager.call("ds_mesh_axes", config=resolved, model=model)], world)
     ranks = mesh.size(*mesh.batch_axes)
+    _check_undivided(mesh)
     resolved = resolved.for_data_parallel(ranks)
     zero: ZeroConfig = resolved["zero_optimization"]
     _, groups = optimizer_groups(model, None, model_parameters)
@@ -213,6 +215,21 @@ def set_up(
         places=_places(zero),
         whole_units=frozenset(unit.index for unit in build.units if unit.is_small or not is_partitioned),
     )
+
+
+def _check_undivided(mesh: MeshPlan) -> None:
+    """Refuses what is not counted yet.
+
+    Raises:
+        ConfigError: ranks hold different parts of the model.
+    """
+    dividing = [f"{axis.name} {axis.size}" for axis in mesh.axes if axis.name != DATA_AXIS and axis.size > 1]
+    if dividing:
+        raise ConfigError(
+            f"the config divides the model over mesh axes ({', '.join(dividing)}), and estimates count undivided "
+            "models only; estimate a stage, or a rank's share of the experts, as a model of its own on the "
+            "data-parallel ranks it has"
+        )
 
 
 def _places(zero: ZeroConfig) -> Places:

@@ -1,0 +1,50 @@
+"""Features together: what cannot be is refused, with the names of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ds_core.config import Facts, load, resolve
+from ds_core.errors import ConfigError
+
+BATCH = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
+
+
+def refusal(**sections: Any) -> str:
+    """Why a config of four ranks is refused."""
+    with pytest.raises(ConfigError) as caught:
+        resolve(load({**BATCH, **sections}), Facts(world_size=4))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("zero", [{"stage": 3}, {"stage": 3, "offload_param": {"device": "cpu"}}])
+def test_stages_of_a_pipeline_and_sharded_parameters(zero: dict[str, Any]) -> None:
+    said = refusal(pipeline={"stages": 2}, zero_optimization=zero)
+    assert "zero_optimization.stage 3" in said
+    assert "pipeline.stages" in said
+
+
+def test_an_estimate_says_that_it_counts_no_stages() -> None:
+    from ds_zero.estimate import estimate
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 8)
+
+    with pytest.raises(ConfigError, match="pipe 2"):
+        estimate(Block(), {**BATCH, "pipeline": {"stages": 2}}, 4)
+
+
+def test_axes_that_do_not_fit_the_ranks_are_all_named() -> None:
+    from ds_core.mesh import plan
+    from ds_core.plugins import manager
+
+    both = {"pipeline": {"stages": 2}, "expert_parallel": {"enabled": True, "autoep_size": 4}}
+    config = resolve(load({**BATCH, **both}), Facts(world_size=4))
+    wanted = [request.item for request in manager().call("ds_mesh_axes", config=config, model=torch.nn.Linear(1, 1))]
+    with pytest.raises(ConfigError, match=r"pipe 2 x expert 4 = 8"):
+        plan(wanted, 4)
