@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from torch import nn
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 VOCABULARY, TOKENS = 64, 12
 _SMALL: dict[str, Any] = {

@@ -8,7 +8,7 @@ import expert_models
 import listed_model
 import pytest
 import torch
-import transformers
+from expert_models import transformers
 from safetensors.torch import load_file
 from test_hugging_face_training import Case, alone, build, share, train
 
@@ -16,6 +16,8 @@ import ds_core
 from ds_core import comm
 from ds_core.placeholder import is_placeholder
 from ds_core.testing import run_ranks
+
+pytestmark = pytest.mark.ranks
 
 FAMILIES = ("mixtral", "deepseek_v3")
 

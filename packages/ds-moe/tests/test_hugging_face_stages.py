@@ -12,6 +12,8 @@ from test_hugging_face_training import ROWS, STEPS, alone
 import ds_core
 from ds_core.testing import run_ranks
 
+pytestmark = pytest.mark.ranks
+
 MICRO_BATCHES = 2
 
 

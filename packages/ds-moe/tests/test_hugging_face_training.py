@@ -13,6 +13,8 @@ import ds_core
 from ds_core import comm
 from ds_core.testing import run_ranks
 
+pytestmark = pytest.mark.ranks
+
 ROWS, STEPS = 8, 3
 
 
@@ -185,3 +187,29 @@ def _monitored(folder: str) -> list[int]:
 def test_monitors_hear_of_loads_over_all_ranks(tmp_path):
     for counts in run_ranks(_monitored, 2, str(tmp_path)):
         assert counts == [expert_models.tokens(ROWS).numel() * 2] * 2
+
+
+def _own_optimizers() -> list[list[float]]:
+    found = []
+    for takes_parameters in (True, False):
+        model = expert_models.make("mixtral")
+        given = {"model_parameters": list(model.parameters())}
+        section = {"optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
+        if not takes_parameters:
+            given, section = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)}, {}
+        config = {
+            "train_batch_size": ROWS,
+            "gradient_clipping": 1.0,
+            "expert_parallel": {"enabled": True, "autoep_size": 2},
+            **section,
+        }
+        engine = ds_core.initialize(model=model, config=config, **given)[0]
+        found.append(train(engine))
+        engine.destroy()
+    return found
+
+
+def test_parameters_and_optimizers_of_the_caller_keep_their_meaning(references):
+    for losses in zip(*run_ranks(_own_optimizers, 2), strict=True):
+        for step, loss in enumerate(references["mixtral"][0]):
+            assert sum(rank[step] for rank in losses) / 2 == pytest.approx(loss, rel=1e-6)
