@@ -38,6 +38,11 @@ def test_tables_hold_the_choices_made_one_by_one(k: int, drop: bool) -> None:
     assert found.combine_weights.shape[2] == (-(-TOKENS * k // EXPERTS) if drop else max(want.counts))
 
 
+def test_experts_without_room_take_nothing() -> None:
+    found = topkgating(logits(), 2, 0.0, 0)
+    assert not found.dispatch_mask.any() and found.exp_counts.sum() == 2 * TOKENS
+
+
 def test_places_are_taken_in_the_order_of_tokens_first_choices_first() -> None:
     found = top2gating(torch.tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]]), 1.0, 1, top2_2nd_expert_sampling=False)
     assert found.dispatch_mask.nonzero().tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 2], [1, 1, 0], [2, 0, 1], [2, 1, 2]]

@@ -157,4 +157,7 @@ def test_forgetting_experts_keeps_the_names_of_the_others() -> None:
     experts.keep(2, 2)
     assert [name for name, _ in experts.named_children()] == ["2", "3"]
     assert experts.get_submodule("2").weight is third
+    experts.keep(3, 1)
+    assert [name for name, _ in experts.named_children()] == ["3"]
+    experts = Experts(lambda: torch.nn.Linear(2, 2), 2)
     assert experts(torch.randn(3, 2), Groups((1, 2), torch.tensor([0, 1, 3]))).shape == (3, 2)

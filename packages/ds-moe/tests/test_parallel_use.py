@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from moe_models import EXPERTS, FEATURES, Net, batches, loss_of
+from torch.utils.checkpoint import checkpoint
 
 import ds_core
 from ds_core import comm
@@ -14,6 +15,15 @@ from ds_core.testing import run_ranks
 from ds_moe import MoE
 
 RANKS, ROWS = 2, 8
+DROPPING = {
+    "k": 1,
+    "drop_tokens": True,
+    "use_rts": False,
+    "capacity_factor": 0.8,
+    "min_capacity": 1,
+    "use_residual": True,
+    "z_loss_coef": 0.1,
+}
 
 
 def make_engine(model: torch.nn.Module, stage: int, **config: Any) -> Any:
@@ -71,6 +81,31 @@ def in_shards() -> dict[str, torch.Tensor]:
     return found
 
 
+def dropping() -> dict[str, torch.Tensor]:
+    engine = make_engine(Net(2, **DROPPING), 2)
+    found = train(engine)
+    engine.destroy()
+    return found
+
+
+class Recomputed(Net):
+    """Its first mixture is run again in backward."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.tanh(self.first(x))
+        made, one, _ = checkpoint(self.moe, x, use_reentrant=False)
+        x = x + made
+        made, two, _ = self.stacked(x)
+        return self.last(x + made), one + two
+
+
+def recomputed() -> dict[str, torch.Tensor]:
+    engine = make_engine(Recomputed(2), 3)
+    found = train(engine)
+    engine.destroy()
+    return found
+
+
 def in_low_precision() -> dict[str, torch.Tensor]:
     engine = make_engine(Net(2), 2, bf16={"enabled": True})
     found = train(engine)
@@ -110,6 +145,8 @@ def everything() -> dict[str, Any]:
     return {
         "idle": idle((0, 1, 3)),
         "in_shards": in_shards(),
+        "dropping": dropping(),
+        "recomputed": recomputed(),
         "in_low_precision": in_low_precision(),
         "no_tokens": no_tokens(),
         "bytes": forward_bytes(),
@@ -154,6 +191,17 @@ def test_a_rank_that_brings_no_token_takes_part(found: Any) -> None:
 
 def test_a_model_may_be_constructed_in_shards(found: Any) -> None:
     assert_same([rank["in_shards"] for rank in found], plain(Net(1)))
+
+
+def test_tokens_above_the_capacity_are_dropped_as_in_one_process(found: Any) -> None:
+    model = Net(1, **DROPPING)
+    x = batches(1, ROWS)[0][0].chunk(RANKS)[0]
+    assert (model.moe.gate.route(torch.tanh(model.first(x)).flatten(0, 1)).experts < 0).any()
+    assert_same([rank["dropping"] for rank in found], plain(model))
+
+
+def test_a_layer_may_be_run_again_in_backward(found: Any) -> None:
+    assert_same([rank["recomputed"] for rank in found], plain(Net(1)))
 
 
 def test_low_precision_is_near_full_precision(found: Any) -> None:

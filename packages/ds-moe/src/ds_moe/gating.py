@@ -137,6 +137,7 @@ def to_dense(
         if ep_group is not None:
             comm.all_reduce(most, comm.ReduceOp.MAX, group=ep_group)
         capacity = int(most)
+    capacity = max(capacity, 1)  # a table without places would have nowhere to put a zero
     sorted_ = expert_permutation(routing.experts, num_experts, first_choices_first=first_choices_first)
     place = sorted_.places - sorted_.offsets[routing.experts.clamp(min=0)]
     tokens = routing.experts.shape[0]

@@ -48,7 +48,7 @@ class MoE(Mixture):
         noisy_gate_policy: None, ``"Jitter"`` or ``"RSample"``.
         drop_tokens: False serves every token.
         use_rts: for k = 1: of an expert's tokens above its capacity keep a random choice.
-        use_tutel: not used: rows are placed and moved by ds-core's ops; says so once.
+        use_tutel: not used: rows are placed and moved by ds-core's ops; says so.
         enable_expert_tensor_parallelism: must be False.
         top2_2nd_expert_sampling: for k = 2: the second expert is sampled in training.
         drop_policy: which tokens are dropped; None as the paper for that k does.
