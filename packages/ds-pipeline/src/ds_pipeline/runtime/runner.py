@@ -196,7 +196,11 @@ class PipelineRunner:
             return mine if is_mine else None
         everyone = mine.new_empty(comm.get_world_size() * count)
         with comm.scope("pipeline loss"):
-            comm.all_gather_into_tensor(everyone, mine, group=self._group)
+            handle: Any = comm.all_gather_into_tensor(everyone, mine, group=self._group, async_op=True)
+        try:
+            handle.work.wait()  # torch's own wait fails at once, while the store with the reports is still there
+        except RuntimeError as error:
+            raise _SharingError(_line(error)) from error
         return everyone.view(-1, count)[self._last_holders].mean(dim=0)
 
     # ---- failures ----
@@ -214,7 +218,7 @@ class PipelineRunner:
             raise StageError(
                 f"{self._me()} stopped in {run.now}, waiting for {error.what} (rank {world_rank}): {first}"
             ) from error
-        except CommError as error:
+        except (CommError, _SharingError) as error:
             first = self._failure = self._alarm.raise_(f"{self._me()} lost contact: {_line(error)}")
             raise StageError(f"{self._me()} stopped after {run.now}: {first}") from error
         except Exception as error:
@@ -236,6 +240,10 @@ class PipelineRunner:
 
     def _stages_on(self, rank: int) -> str:
         return dataclasses.replace(self._module.stages, rank=rank).title
+
+
+class _SharingError(Exception):
+    """Losses could not be shared, for a rank is gone or has failed."""
 
 
 def _is_own(engine: Engine, batches: Iterator[Any]) -> bool:
