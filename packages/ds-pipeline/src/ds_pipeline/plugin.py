@@ -33,9 +33,11 @@ def ds_config_sections() -> Iterable[ConfigSection]:
 @hookimpl
 def ds_mesh_axes(config: Config, model: Any) -> Iterable[AxisRequest]:
     """The pipe axis, outermost."""
-    from ds_pipeline.transform import pipe_ranks
+    ranks: int = config["pipeline"].stages or 1
+    if model is not None:  # a config is also read without one, and then without torch
+        from ds_pipeline.transform import pipe_ranks
 
-    ranks = pipe_ranks(config, model)
+        ranks = pipe_ranks(config, model)
     return [AxisRequest("pipe", ranks, PIPE_PLACE)] if ranks > 1 else []
 
 
