@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from ds_core.hooks import HOOK_API
+
+HOOKS = re.escape(".".join(map(str, HOOK_API)))
+STATED = re.escape(str(HOOK_API))
+
 WHEELS = Path(__file__).parent / "fixtures" / "wheels"
 STALE = "good-stale"
 
@@ -134,24 +139,24 @@ def records(sites: Sites) -> dict[str, dict[str, object]]:
         (
             "acme-handshake:handshake-major",
             "incompatible",
-            r"^acme-handshake 1\.0 needs hook API 2\.0, this is 1\.2 \(ds-core [\d.]+\)\. "
+            rf"^acme-handshake 1\.0 needs hook API 2\.0, this is {HOOKS} \(ds-core [\d.]+\)\. "
             r"Upgrade ds-core \(pip install -U ds-core\), or install an older acme-handshake$",
         ),
-        ("acme-handshake:handshake-minor", "incompatible", r"needs hook API 1\.7, this is 1\.2 .*Upgrade ds-core"),
+        ("acme-handshake:handshake-minor", "incompatible", rf"needs hook API 1\.7, this is {HOOKS} .*Upgrade ds-core"),
         (
             "acme-handshake:handshake-old",
             "incompatible",
-            r"was written for hook API 0\.9, this is 1\.2 .*Upgrade acme-handshake \(pip install -U acme-handshake\)",
+            rf"was written for hook API 0\.9, this is {HOOKS} .*Upgrade acme-handshake \(pip install -U acme-handshake\)",
         ),
         (
             "acme-handshake:handshake-text",
             "incompatible",
-            r"must be a tuple of two integers such as \(1, 2\), got '1\.0'$",
+            rf"must be a tuple of two integers such as {STATED}, got '1\.0'$",
         ),
         (
             "acme-handshake:handshake-missing",
             "incompatible",
-            r"states no DS_HOOK_API; its authors must add `DS_HOOK_API = \(1, 2\)` to acme_handshake\.missing$",
+            rf"states no DS_HOOK_API; its authors must add `DS_HOOK_API = {STATED}` to acme_handshake\.missing$",
         ),
         (
             "acme-hook-typo:typo",
