@@ -146,7 +146,8 @@ def records(sites: Sites) -> dict[str, dict[str, object]]:
         (
             "acme-handshake:handshake-old",
             "incompatible",
-            rf"was written for hook API 0\.9, this is {HOOKS} .*Upgrade acme-handshake \(pip install -U acme-handshake\)",
+            rf"was written for hook API 0\.9, this is {HOOKS} "
+            r".*Upgrade acme-handshake \(pip install -U acme-handshake\)",
         ),
         (
             "acme-handshake:handshake-text",
