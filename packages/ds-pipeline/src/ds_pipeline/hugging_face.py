@@ -23,8 +23,8 @@ from ds_core.errors import ConfigError
 from ds_pipeline.anatomy import Anatomy, examine
 from ds_pipeline.errors import PipelineError
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
-from ds_pipeline.recompute import checkpointed
 from ds_pipeline.stage import Stages
+from ds_pipeline.stand_ins import HIDDEN, Absent, AbsentLayer, Leave, Recomputed
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceStages", "cut"]
 
-HIDDEN = "hidden_states"
 TOKENS = ("input_ids", "inputs_embeds")
 
 
@@ -67,69 +66,6 @@ def _costs(model: nn.Module, anatomy: Anatomy) -> list[LayerCost]:
         numels[at] += sum(owned.values())
     titles = [type(layer).__name__ for layer in layers.children()]
     return [LayerCost(title, numel) for title, numel in zip(titles, numels, strict=True)]
-
-
-class _Leave(Exception):
-    """Leaves a model's forward with the activation of a stage's last layer."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden: torch.Tensor = hidden
-
-
-class _Absent(nn.Module):
-    """In the place of a module whose parameters are on other ranks; gives what it was given, or zero for a look-up."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._is_lookup: bool = isinstance(module, nn.Embedding)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        floating = [value for value in tensors if value.is_floating_point()]
-        if floating and not self._is_lookup:
-            return floating[0]
-        return torch.zeros((), device=tensors[0].device if tensors else None)
-
-
-class _AbsentLayer(nn.Module):
-    """In the place of a layer that is on another rank, or in another stage.
-
-    Args:
-        layer: whose plain attributes the model may ask for.
-        returns: see `Anatomy.returns`.
-    """
-
-    def __init__(self, layer: nn.Module, returns: int) -> None:
-        super().__init__()
-        kinds = (str, int, float, bool, type(None))
-        self.__dict__.update({k: v for k, v in vars(layer).items() if isinstance(v, kinds) and k not in vars(self)})
-        self._returns: int = returns
-        self.is_exit: bool = False
-        self.entering: torch.Tensor | None = None
-        """What a stage begins with, in the stand-in before its first layer while it runs."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden: torch.Tensor = args[0] if args else kwargs[HIDDEN]
-        if self.is_exit:
-            raise _Leave(hidden)
-        if self.entering is not None:
-            hidden = self.entering
-        return (hidden, *[None] * (self._returns - 1)) if self._returns else hidden
-
-
-class _Recomputed(nn.Module):
-    """A layer that runs again in backward. It does not own the layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_layer"] = layer
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpointed(self._layer, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_layer"], name)
 
 
 class HuggingFaceStages(nn.Module):
@@ -224,7 +160,7 @@ class HuggingFaceStages(nn.Module):
             door.entering = entering
         try:
             return self._whole(**given)
-        except _Leave as left:
+        except Leave as left:
             return left.hidden
         finally:
             self._base._modules[self._list_name] = layers
@@ -238,9 +174,9 @@ class HuggingFaceStages(nn.Module):
             found: list[nn.Module] = []
             for index, layer in enumerate(self._base._modules[self._list_name]):
                 if start <= index < stop:
-                    found.append(_Recomputed(layer) if self._interval else layer)
+                    found.append(Recomputed(layer) if self._interval else layer)
                 else:
-                    absent = _AbsentLayer(layer, self._anatomy.returns)
+                    absent = AbsentLayer(layer, self._anatomy.returns)
                     absent.is_exit = index == stop
                     found.append(absent)
             self._views[stage] = nn.ModuleList(found)
@@ -314,9 +250,9 @@ class HuggingFaceStages(nn.Module):
             here = [key for key in owned if key in kept]
             is_used = self._is_used(f"{path}.{name}" if path else name)
             if is_list and self.stages.rank_of_stage[self.plan.stage_of(index)] != self.stages.rank:
-                module._modules[name] = _AbsentLayer(child, self._anatomy.returns)
+                module._modules[name] = AbsentLayer(child, self._anatomy.returns)
             elif owned and (not here or (not is_used and named.issuperset(here))):
-                module._modules[name] = _Absent(child)
+                module._modules[name] = Absent(child)
             else:
                 self._prune(child, f"{path}.{name}" if path else name, kept, named)
 

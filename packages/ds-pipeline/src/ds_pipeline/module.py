@@ -7,7 +7,6 @@ and a tied layer is ``tied.KEY.weight`` on each rank that uses it. So state dict
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -18,6 +17,7 @@ from torch import nn
 
 from ds_core import comm
 from ds_pipeline.errors import PartitionError, PipelineError
+from ds_pipeline.given import begin_process_group, cost_of, count_pipe_ranks, first_of_each_key
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
 from ds_pipeline.profile import measure_on_first_rank
 from ds_pipeline.recompute import checkpointed, run_layers
@@ -89,7 +89,7 @@ class PipelineModule(nn.Module):
         rank_of_stage: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _begin_process_group()
+        begin_process_group()
         self.loss_fn: Callable[[Any, Any], torch.Tensor] | None = loss_fn
         self.seed_layers: bool = seed_layers
         self.seed_fn: Callable[[int], Any] = seed_fn or torch.manual_seed
@@ -102,12 +102,12 @@ class PipelineModule(nn.Module):
         self.set_checkpoint_interval(activation_checkpoint_interval)
         self._topology: ProcessTopology | None = topology
         self._specs: list[LayerSpec | nn.Module | Layer] = list(layers)
-        self._first_of_key: dict[str, int] = _tied_keys(self._specs)
+        self._first_of_key: dict[str, int] = first_of_each_key(self._specs)
         self._tie_groups: dict[str, Any] = {}
         self._run: dict[int, Layer] = {}
         self.layers = nn.ModuleDict()
         self.tied = nn.ModuleDict()
-        ranks = _pipe_ranks(num_stages, topology)
+        ranks = count_pipe_ranks(num_stages, topology)
         self.stages: Stages = Stages((0,), 0)
         with torch.random.fork_rng(devices=[]):
             self._costs: list[LayerCost] = self._measure(sample)
@@ -318,7 +318,7 @@ class PipelineModule(nn.Module):
         return module if spec.forward_fn is None else partial(spec.forward_fn, module)
 
     def _measure(self, sample: Any) -> list[LayerCost]:
-        layers = [_cost(spec) for spec in self._specs]
+        layers = [cost_of(spec) for spec in self._specs]
         if not layers:
             raise PartitionError("a PipelineModule needs at least one layer")
         if sample is None or self.partition_method not in ("best", "profile"):
@@ -343,56 +343,3 @@ class PipelineModule(nn.Module):
                         f"layers {first} and {index} share a parameter and are on pipe ranks {other} and {rank}, where "
                         "it would become two: describe both with TiedLayerSpec and one key"
                     )
-
-
-def _begin_process_group() -> None:
-    if not comm.is_initialized() and comm.discover(os.environ).world_size > 1:
-        comm.init_distributed()
-
-
-def _pipe_ranks(num_stages: int | None, topology: ProcessTopology | None) -> int:
-    world = comm.get_world_size()
-    wanted = num_stages if topology is None else topology.get_dim("pipe")
-    if wanted is None:
-        raise PipelineError(
-            "PipelineModule needs num_stages, the number of pipe ranks, or a topology with an axis 'pipe'"
-        )
-    if num_stages is not None and wanted != num_stages:
-        raise PipelineError(f"num_stages is {num_stages}, and the topology's axis 'pipe' has {wanted} ranks; give one")
-    if wanted < 1:
-        raise PipelineError(f"num_stages must be at least 1, got {wanted}")
-    if world == 1:
-        return 1
-    if world % wanted:
-        raise PipelineError(
-            f"num_stages {wanted} does not divide {world} ranks: start a multiple of {wanted} ranks or change it"
-        )
-    return wanted
-
-
-def _tied_keys(specs: Sequence[Any]) -> dict[str, int]:
-    first: dict[str, int] = {}
-    for index, spec in enumerate(specs):
-        if isinstance(spec, TiedLayerSpec):
-            at = first.setdefault(spec.key, index)
-            if specs[at].typename is not spec.typename:
-                raise PipelineError(
-                    f"layers {at} and {index} are tied as {spec.key!r} and made by {specs[at].title} and {spec.title}: "
-                    "tied layers are one module; give both the same type, and forward_fn where it is used differently"
-                )
-    return first
-
-
-def _cost(spec: Any) -> LayerCost:
-    """What is known of a layer without keeping it."""
-    if not isinstance(spec, LayerSpec):
-        made = spec
-    else:
-        try:
-            with torch.device("meta"):
-                made = spec.build()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):  # it computes with its own values
-            made = spec.build()
-    title = spec.title if isinstance(spec, LayerSpec) else getattr(spec, "__name__", type(spec).__name__)
-    numel = sum(parameter.numel() for parameter in made.parameters()) if isinstance(made, nn.Module) else 0
-    return LayerCost(title, numel)

@@ -1,0 +1,78 @@
+"""What takes the places of a model's modules that are on other ranks; see `ds_pipeline.hugging_face`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_pipeline.recompute import checkpointed
+
+__all__ = ["HIDDEN", "Absent", "AbsentLayer", "Leave", "Recomputed"]
+
+HIDDEN = "hidden_states"
+"""Name of what a layer takes, and of the activation among what goes from stage to stage."""
+
+
+class Leave(Exception):
+    """Leaves a model's forward with the activation of a stage's last layer."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor = hidden
+
+
+class Absent(nn.Module):
+    """In the place of a module whose parameters are on other ranks; gives what it was given, or zero for a look-up."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._is_lookup: bool = isinstance(module, nn.Embedding)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        floating = [value for value in tensors if value.is_floating_point()]
+        if floating and not self._is_lookup:
+            return floating[0]
+        return torch.zeros((), device=tensors[0].device if tensors else None)
+
+
+class AbsentLayer(nn.Module):
+    """In the place of a layer that is on another rank, or in another stage.
+
+    Args:
+        layer: whose plain attributes the model may ask for.
+        returns: see `Anatomy.returns`.
+    """
+
+    def __init__(self, layer: nn.Module, returns: int) -> None:
+        super().__init__()
+        kinds = (str, int, float, bool, type(None))
+        self.__dict__.update({k: v for k, v in vars(layer).items() if isinstance(v, kinds) and k not in vars(self)})
+        self._returns: int = returns
+        self.is_exit: bool = False
+        self.entering: torch.Tensor | None = None
+        """What a stage begins with, in the stand-in before its first layer while it runs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden: torch.Tensor = args[0] if args else kwargs[HIDDEN]
+        if self.is_exit:
+            raise Leave(hidden)
+        if self.entering is not None:
+            hidden = self.entering
+        return (hidden, *[None] * (self._returns - 1)) if self._returns else hidden
+
+
+class Recomputed(nn.Module):
+    """A layer that runs again in backward. It does not own the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpointed(self._layer, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)
