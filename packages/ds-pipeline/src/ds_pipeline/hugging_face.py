@@ -13,13 +13,14 @@ Note [Names]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ds_core.errors import ConfigError
+from ds_core.placeholder import assign, is_placeholder
 from ds_pipeline.anatomy import Anatomy, examine
 from ds_pipeline.errors import PipelineError
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
@@ -51,7 +52,7 @@ def cut(model: nn.Module, build: Build, section: PipelineConfig, rank_of_stage: 
     anatomy = examine(model)
     plan = plan_partition(_costs(model, anatomy), len(rank_of_stage), section.partition)
     stages = Stages(rank_of_stage, build.mesh.rank("pipe"))
-    staged = HuggingFaceStages(model, anatomy, plan, stages)
+    staged = HuggingFaceStages(model, anatomy, plan, stages, build.full)
     staged.dynamic_shape = section.dynamic_shape
     staged.set_checkpoint_interval(section.activation_checkpoint_interval)
     return staged
@@ -76,9 +77,17 @@ class HuggingFaceStages(nn.Module):
         anatomy: its parts.
         plan: layers of each stage.
         stages: which are here.
+        full: the value of a parameter that was constructed in pieces; called on all ranks in one order.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, plan: PartitionPlan, stages: Stages) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        plan: PartitionPlan,
+        stages: Stages,
+        full: Callable[[nn.Parameter], torch.Tensor],
+    ) -> None:
         super().__init__()
         self.__dict__["_whole"] = model
         self._modules = model._modules
@@ -94,7 +103,7 @@ class HuggingFaceStages(nn.Module):
         """Pipe ranks of parameters that several have, by name."""
         above, _, self._list_name = anatomy.layers.rpartition(".")
         self.__dict__["_base"] = model.get_submodule(above)
-        self._drop()
+        self._drop(full)
         self._views: dict[int, nn.ModuleList] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -211,12 +220,17 @@ class HuggingFaceStages(nn.Module):
     def set_tie_group(self, key: str, group: Any) -> None:
         """Nothing to keep."""
 
-    def _drop(self) -> None:
+    def _drop(self, full: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Replaces what is on other ranks; notes who shares what."""
         ranks = self._ranks_of_parameters()
         names = {id(parameter): name for name, parameter in self._whole.named_parameters()}
         self._ties = {names[key]: tuple(sorted(found)) for key, found in ranks.items() if len(found) > 1}
         kept = {key for key, found in ranks.items() if self.stages.rank in found}
+        for parameter in self._whole.parameters():
+            if is_placeholder(parameter.data):
+                value = full(parameter)
+                if id(parameter) in kept:
+                    assign(parameter, value.detach().clone())
         self._prune(self._whole, "", kept, set())
 
     def _ranks_of_parameters(self) -> dict[int, set[int]]:
