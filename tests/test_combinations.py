@@ -9,6 +9,7 @@ import torch
 
 from ds_core.config import Facts, load, resolve
 from ds_core.errors import ConfigError
+from ds_core.testing import run_ranks
 
 BATCH = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
 
@@ -48,3 +49,24 @@ def test_axes_that_do_not_fit_the_ranks_are_all_named() -> None:
     wanted = [request.item for request in manager().call("ds_mesh_axes", config=config, model=torch.nn.Linear(1, 1))]
     with pytest.raises(ConfigError, match=r"pipe 2 x expert 4 = 8"):
         plan(wanted, 4)
+
+
+def build_half_frozen() -> str:
+    import ds_core
+    from ds_core.errors import ModelError
+    from ds_pipeline import PipelineModule
+
+    layers = [torch.nn.Linear(4, 4) for _ in range(2)]
+    layers[1].requires_grad_(False)
+    model = PipelineModule(
+        layers=layers, num_stages=2, loss_fn=torch.nn.functional.mse_loss, partition_method="uniform"
+    )
+    with pytest.raises(ModelError) as caught:
+        ds_core.initialize(model=model, config=BATCH)
+    return str(caught.value)
+
+
+@pytest.mark.ranks
+def test_a_stage_with_nothing_to_train_is_named() -> None:
+    for said in run_ranks(build_half_frozen, 2):
+        assert said.startswith("ranks [1] ({'pipe': 1, 'data': 0} the first) hold no parameter that is trained")

@@ -134,11 +134,6 @@ class UpdateSpace(abc.ABC):
         return not flat.replicas.is_within(self.replicas)
 
     @property
-    def is_lone(self) -> bool:
-        """Whether no other rank holds or measures anything of this model."""
-        return self.ranks == 1 and self.model_group is None and all(flat.replicas.ranks == 1 for flat in self.flats)
-
-    @property
     def groups(self) -> list[FlatGroup]:
         """All groups, trainable and frozen."""
         return [*self.flats, *self.frozen]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core import comm
-from ds_core.errors import CheckpointError, listed
+from ds_core.errors import CheckpointError, ModelError, listed
 from ds_core.flat import Logical
 from ds_core.holdings import Holding, Replicas
 from ds_core.layout import Range
@@ -45,9 +45,14 @@ class Weights(Part):
         """Parameters that get gradients although no optimizer group holds them."""
 
     def prepare(self, build: Build) -> None:
-        """Makes the replicated space unless a part before this one made another; starts all ranks equal."""
+        """Makes the replicated space unless a part before this one made another; starts all ranks equal.
+
+        Raises:
+            ModelError: the model is divided, and some rank has nothing to train.
+        """
         self._module, self._holdings, self._elsewhere = build.module, build.holdings, build.elsewhere
         members = build.parameters
+        _check_all_train(build, bool(members))
         if build.space is None and members:
             build.space = ReplicatedSpace(members, **build.space_arguments())  # fills and broadcasts the trained ones
         self._space = build.space
@@ -190,6 +195,23 @@ class Weights(Part):
         """Removes gradient hooks and frees buffers."""
         if self._space is not None:
             self._space.close()
+
+
+def _check_all_train(build: Build, trains: bool) -> None:
+    """Ranks that divide a model go through its gradients together. Called on all ranks.
+
+    Raises:
+        ModelError: on all of them, where some hold nothing to train, and others do.
+    """
+    if build.mesh.size(*build.mesh.model_axes) == 1:
+        return
+    everyone = comm.gather_json(trains)
+    idle = [rank for rank, trains in enumerate(everyone) if not trains]
+    if idle and len(idle) < len(everyone):
+        raise ModelError(
+            f"ranks {idle} ({build.mesh.plan.coords(idle[0])} the first) hold no parameter that is trained, while "
+            "others do; divide the model so that every rank has one (pipeline.partition), or over fewer ranks"
+        )
 
 
 def _values(flat: FlatGroup, part: Range) -> torch.Tensor | Deferred:
