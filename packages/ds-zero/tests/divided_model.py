@@ -133,15 +133,15 @@ def divide_experts(module: nn.Module, build: Build) -> nn.Module:
 def divide_stages(module: nn.Module, build: Build) -> nn.Module:
     """Leaves this rank its stage, and the tied weight."""
     mesh = build.mesh
-    if mesh.size("pipe") == 1:
+    if mesh.size("half") == 1:
         return module
-    del module.stages[str(1 - mesh.rank("pipe"))]
+    del module.stages[str(1 - mesh.rank("half"))]
     everyone = [sorted(range(mesh.plan.world_size))]
     replicas = mesh.replicas_of(everyone, "tied")
     assert replicas is not None
     for parameter in module.tied.parameters():
         build.holdings[parameter] = Holding(replicas)
-    share_names(build, module, mesh.group("pipe"))
+    share_names(build, module, mesh.group("half"))
     return module
 
 
@@ -156,7 +156,7 @@ def install() -> None:
         size = getattr(model, "ranks", 1)
         if isinstance(model, Mixture):
             return [AxisRequest("expert", size, 300, splits_batch=True)]
-        return [AxisRequest("pipe", size, 100)] if isinstance(model, Staged) else []
+        return [AxisRequest("half", size, 100)] if isinstance(model, Staged) else []
 
     @hookimpl
     def ds_transforms(build: Build) -> list[TransformEntry]:
