@@ -378,7 +378,16 @@ OBSERVED: dict[str, Callable[[Path], None]] = {
 }
 
 
-ELSEWHERE = ("zero_optimization.", "checkpoint.", "bf16.", "fp16.", "data_types.", "torch_autocast.")
+ELSEWHERE = (
+    "zero_optimization.",
+    "checkpoint.",
+    "bf16.",
+    "fp16.",
+    "data_types.",
+    "torch_autocast.",
+    "pipeline.",
+    "expert_parallel.",
+)
 """Sections whose keys are observed in test modules of their own."""
 
 

@@ -12,6 +12,7 @@ from ds_core.accelerator import HostAccelerator
 from ds_core.aio import SwapStore, ThreadedIO
 from ds_core.config import Facts, load, resolve
 from ds_core.errors import ConfigError
+from ds_core.holdings import Replicas
 from ds_core.layout import ALIGNMENT_NUMEL, Range
 from ds_core.masters import flat_pieces
 from ds_zero.offload.cut import split, tiles
@@ -65,7 +66,7 @@ def adopt(folder: Path, policy: FilePolicy, *, tile: int = 1 << 20, ratio: float
 
     model = nn.ParameterList([nn.Parameter(torch.randn(1024, dtype=torch.bfloat16)) for _ in range(2)])
     members = [NamedParameter(name, parameter, 0) for name, parameter in model.named_parameters()]
-    space = ReplicatedSpace(members, policy=SpacePolicy(), group=None, rank=0, ranks=1)
+    space = ReplicatedSpace(members, policy=SpacePolicy(), replicas=Replicas((0,), 0, None, "data"))
     io = Recorded()
     store = SwapStore(folder, 0, io, buffer_count=count)
     placement = FilePlacement(store, io, policy, ratio=ratio, tile_numel=tile, accelerator=None)
