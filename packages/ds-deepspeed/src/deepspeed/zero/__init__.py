@@ -11,9 +11,8 @@ __getattr__, __dir__ = doors(
             "Init GatheredParameters register_external_parameter unregister_external_parameter TiledLinear "
             "TiledLinearReturnBias unwrap_model_for_generation"
         ),
-        "ds_zero.params": "ZeroParamStatus ZeroParamType",
+        "ds_zero.params": "OffloadDeviceEnum ZeroParamStatus ZeroParamType",
         "ds_core.parts.residence": "OffloadStateTypeEnum get_state_devices",
-        "ds_zero.offload.config": "OffloadDeviceEnum",
     },
     waiting={
         "ds-zero": "MiCS_Init",

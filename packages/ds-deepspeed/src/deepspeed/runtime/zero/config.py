@@ -8,7 +8,6 @@ __getattr__, __dir__ = doors(
     __name__,
     {
         "ds_zero.config": "DeepSpeedZeroConfig=ZeroConfig",
-        "ds_zero.params": "ZeroStageEnum",
-        "ds_zero.offload.config": "OffloadDeviceEnum",
+        "ds_zero.params": "ZeroStageEnum OffloadDeviceEnum",
     },
 )

@@ -7,7 +7,7 @@ from deepspeed._doors import doors
 __getattr__, __dir__ = doors(
     __name__,
     {
-        "ds_zero.offload.config": "OffloadDeviceEnum",
+        "ds_zero.params": "OffloadDeviceEnum",
         "ds_core.parts.residence": "OffloadStateTypeEnum",
     },
 )
