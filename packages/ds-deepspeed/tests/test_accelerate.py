@@ -18,12 +18,13 @@ pytestmark = pytest.mark.ranks
 EXACT = 2e-5
 
 
-def run(plugin, out: Path | None = None, *, steps: int = STEPS, resume: Path | None = None) -> dict:
+def run(plugin, out: Path | None = None, *, steps: int = STEPS, resume: Path | None = None, skip: int = 0) -> dict:
     """A training loop as accelerate's guide writes it; `plugin` None is plain torch on one process."""
     from accelerate import Accelerator
-    from accelerate.utils import DummyOptim, DummyScheduler
+    from accelerate.utils import DummyOptim, DummyScheduler, InitProcessGroupKwargs
 
-    accelerator = Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=plugin, cpu=True)
+    gloo = InitProcessGroupKwargs(backend="gloo")  # accelerate finds no backend by itself without a device
+    accelerator = Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=plugin, kwargs_handlers=[gloo])
     model = llama()
     config = plugin.deepspeed_config if plugin is not None else {}
     parameters = list(model.parameters())
@@ -37,10 +38,11 @@ def run(plugin, out: Path | None = None, *, steps: int = STEPS, resume: Path | N
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     if resume is not None:
         accelerator.load_state(str(resume))
-    losses, norms, taken = [], [], 2 * STEPS - 2 * steps
+    losses, norms = [], []
     model.train()
+    batches = accelerator.skip_first_batches(loader, skip) if skip else loader
     while len(losses) < 2 * steps:
-        for batch in loader:
+        for batch in batches:
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
                 accelerator.backward(loss)
@@ -52,14 +54,14 @@ def run(plugin, out: Path | None = None, *, steps: int = STEPS, resume: Path | N
             losses.append(float(accelerator.reduce(loss.detach(), reduction="mean")))
             if len(losses) == 2 * steps:
                 break
-    found = {"losses": losses, "norms": norms, "taken": taken, "skipped": optimizer.step_was_skipped}
+        batches = loader
+    found = {"losses": losses, "norms": norms, "skipped": optimizer.step_was_skipped}
     if out is not None:
         accelerator.save_state(str(out))
         weights = accelerator.get_state_dict(model)
         found["weights"] = None if weights is None else {name: value.clone() for name, value in weights.items()}
         unwrapped = accelerator.unwrap_model(model)
         found["unwrapped"] = type(unwrapped).__name__
-    accelerator.end_training()
     if plugin is not None:
         model.destroy()
     return found
@@ -70,6 +72,14 @@ def _plain() -> dict:
         return run(None)
 
 
+def _plugin(stage: int):
+    from accelerate import DeepSpeedPlugin
+
+    return DeepSpeedPlugin(
+        zero_stage=stage, gradient_accumulation_steps=2, gradient_clipping=0.25, zero3_save_16bit_model=True
+    )
+
+
 def _jobs(folder: str) -> dict:
     """Every way to say it, one after another."""
     from accelerate import DeepSpeedPlugin
@@ -77,11 +87,14 @@ def _jobs(folder: str) -> dict:
     found = {}
     for stage in range(4):
         with clean_state():
-            fields = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=2, gradient_clipping=0.25)
-            found[f"fields, stage {stage}"] = run(fields, Path(folder) / str(stage))
+            found[f"fields, stage {stage}"] = run(_plugin(stage), Path(folder) / str(stage))
     with clean_state():
         config = ds_config(2, optimizer=True, gradient_clipping=0.25)
-        found["config"] = run(DeepSpeedPlugin(hf_ds_config=config, gradient_accumulation_steps=2))
+        found["config"] = run(DeepSpeedPlugin(hf_ds_config=config))
+    with clean_state():
+        offload = _plugin(2)
+        offload.deepspeed_config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        found["offload"] = run(offload)
     return found
 
 
@@ -90,8 +103,65 @@ def plain():
     return run_ranks(_plain, 1, timeout_s=120)[0]
 
 
+def _half(folder: str) -> None:
+    with clean_state():
+        run(_plugin(2), Path(folder), steps=STEPS // 2)
+
+
+def _rest(folder: str) -> dict:
+    with clean_state():
+        return run(_plugin(3), steps=STEPS // 2, resume=Path(folder), skip=STEPS)
+
+
 def test_plugin_by_fields_and_by_config_has_the_losses_of_one_process(tmp_path, plain):
-    found = run_ranks(_jobs, 2, str(tmp_path), timeout_s=120)[0]
-    for name, job in found.items():
-        assert job["losses"] == pytest.approx(plain["losses"], rel=EXACT), name
+    ranks = run_ranks(_jobs, 2, str(tmp_path), timeout_s=170)
+    for name, job in ranks[0].items():
+        if name != "config":  # whose rate is constant
+            assert job["losses"] == pytest.approx(plain["losses"], rel=EXACT), name
+            assert job["norms"][1:] == pytest.approx(plain["norms"][:-1], rel=EXACT)
         assert not job["skipped"]
+    config = ranks[0]["config"]["losses"]
+    assert config[:4] == pytest.approx(plain["losses"][:4], rel=EXACT)
+    weights = [ranks[0][f"fields, stage {stage}"]["weights"] for stage in range(4)]
+    assert all(torch.equal(value, weights[3][name]) for name, value in weights[0].items())
+    assert ranks[1]["fields, stage 3"]["weights"] is None
+    assert ranks[0]["fields, stage 3"]["unwrapped"] == "LlamaForCausalLM"
+
+
+def test_load_state_goes_on_at_another_stage_and_number_of_processes(tmp_path, plain):
+    run_ranks(_half, 2, str(tmp_path), timeout_s=120)
+    rest = run_ranks(_rest, 1, str(tmp_path), timeout_s=120)[0]
+    assert rest["losses"] == pytest.approx(plain["losses"][STEPS:], rel=EXACT)
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_accelerate import run
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+plugin = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")]).state.deepspeed_plugin
+found = run(plugin)
+import deepspeed
+if deepspeed.comm.get_rank() == 0:
+    with open(sys.argv[1], "w") as file:
+        json.dump({{"losses": found["losses"], "stage": plugin.zero_stage, "ranks": deepspeed.comm.get_world_size()}}, file)
+"""
+
+
+def test_accelerate_launch_with_its_plugin(tmp_path, plain):
+    tests = Path(__file__).parent
+    script, out = tmp_path / "train.py", tmp_path / "found.json"
+    script.write_text(SCRIPT.format(tests=str(tests)))
+    words = ["--use_deepspeed", "--num_processes", "2", "--zero_stage", "2", "--gradient_accumulation_steps", "2"]
+    words += ["--gradient_clipping", "0.25", "--mixed_precision", "no", "--main_process_port", "0", "--num_machines", "1"]
+    words += ["--dynamo_backend", "no"]
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words, str(script), str(out)],
+        check=True,
+        timeout=150,
+        env={**os.environ, "ACCELERATE_USE_CPU": "false"},
+    )
+    found = json.loads(out.read_text())
+    assert (found["stage"], found["ranks"]) == (2, 2)
+    assert found["losses"] == pytest.approx(plain["losses"], rel=EXACT)
