@@ -154,7 +154,16 @@ def test_accelerate_launch_with_its_plugin(tmp_path, plain):
     script, out = tmp_path / "train.py", tmp_path / "found.json"
     script.write_text(SCRIPT.format(tests=str(tests)))
     words = ["--use_deepspeed", "--num_processes", "2", "--zero_stage", "2", "--gradient_accumulation_steps", "2"]
-    words += ["--gradient_clipping", "0.25", "--mixed_precision", "no", "--main_process_port", "0", "--num_machines", "1"]
+    words += [
+        "--gradient_clipping",
+        "0.25",
+        "--mixed_precision",
+        "no",
+        "--main_process_port",
+        "0",
+        "--num_machines",
+        "1",
+    ]
     words += ["--dynamo_backend", "no"]
     subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *words, str(script), str(out)],

@@ -27,7 +27,10 @@ def _lives() -> dict:
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 4},
     }
     engine, *_ = ds_core.initialize(model=model, config=config)
-    found["engine"] = [(weight.ds_status.name, weight.ds_persist), (model[1].bias.ds_status.name, model[1].bias.ds_persist)]
+    found["engine"] = [
+        (weight.ds_status.name, weight.ds_persist),
+        (model[1].bias.ds_status.name, model[1].bias.ds_persist),
+    ]
     found["ids"] = len({parameter.ds_id for parameter in model.parameters()})
     before = weight.ds_status != ZeroParamStatus.AVAILABLE
     weight.all_gather()

@@ -56,9 +56,7 @@ def parse_hostfile(lines: Sequence[str], label: str = "the host file") -> dict[s
     return found
 
 
-def parse_inclusion_exclusion(
-    resource_pool: Mapping[str, int], inclusion: str, exclusion: str
-) -> dict[str, list[int]]:
+def parse_inclusion_exclusion(resource_pool: Mapping[str, int], inclusion: str, exclusion: str) -> dict[str, list[int]]:
     """Device numbers by machine, of a pool that is given as slots; see `parse_resource_filter`."""
     pool = {host: list(range(slots)) for host, slots in resource_pool.items()}
     return parse_resource_filter(pool, include_str=inclusion, exclude_str=exclusion)

@@ -84,7 +84,9 @@ class LaunchSpec:
         if self.module and self.no_python:
             raise LaunchError("--module and --no-python exclude each other")
         if self.no_python and self.local_rank_argument:
-            raise LaunchError("--local_rank can be given to Python scripts only: with --no_python use --no_local_rank too")
+            raise LaunchError(
+                "--local_rank can be given to Python scripts only: with --no_python use --no_local_rank too"
+            )
         if self.no_python and self.binds:
             raise LaunchError("--bind-cores-to-rank needs a Python script: with --no-python use taskset or numactl")
         if not self.module and not self.no_python and not Path(self.script).is_file():

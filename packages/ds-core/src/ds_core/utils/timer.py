@@ -122,7 +122,9 @@ class SynchronizedWallClockTimer:
     ) -> None:
         """Logs the milliseconds of the named timers that there are, divided by `normalizer`, on `ranks` (default 0)."""
         rows = [
-            f"{name}: {self.timers[name].elapsed(reset=reset) / normalizer:.2f}" for name in names if name in self.timers
+            f"{name}: {self.timers[name].elapsed(reset=reset) / normalizer:.2f}"
+            for name in names
+            if name in self.timers
         ]
         memory = f" | {self.memory_usage()}" if memory_breakdown else ""
         log_dist(f"time (ms) | {' | '.join(rows)}{memory}", ranks=ranks or [0])
