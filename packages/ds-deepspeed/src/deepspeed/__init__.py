@@ -37,6 +37,7 @@ __getattr__, __dir__ = doors(
         "ds_core.utils.logs": "log_dist logger",
         "ds_core.schedules": "add_tuning_arguments",
         "deepspeed.arguments": "add_config_arguments",
+        "deepspeed.runtime.config_object": "load_ds_config",
         "deepspeed.runtime.config": "DeepSpeedConfig ADAM_OPTIMIZER LAMB_OPTIMIZER MUON_OPTIMIZER",
         "deepspeed.runtime.engine": "DeepSpeedOptimizerCallable DeepSpeedSchedulerCallable",
         "deepspeed.runtime.compiler": "is_compile_supported",

@@ -24,9 +24,7 @@ def get_numactl_cmd(bind_core_list: str | None, num_local_procs: int, local_rank
         LaunchError: numactl is not installed, or the cores do not suffice.
     """
     if shutil.which("numactl") is None:
-        raise LaunchError(
-            "numactl is not installed; apt install numactl, or use --bind-cores-to-rank, which needs none"
-        )
+        raise LaunchError("numactl is not installed; install it, or use --bind-cores-to-rank, which needs none")
     share = plan_shares(read_topology(), num_local_procs, bind_core_list)[local_rank]
     cpus = sorted(share.cpus)
     words = ["numactl", "-C", ",".join(map(str, cpus))]

@@ -1,7 +1,7 @@
 """What runs in each rank's process: pins cores, runs the script as ``__main__``, and leaves word of why it failed.
 
-Started by the agent as ``python -m ds_core.launch.rank [--bind-cores[=LIST]] [--local-rank] [--module] SCRIPT ARGS...``.
-Imports nothing heavy, so that the script decides when torch is imported.
+Started by the agent as ``python -m ds_core.launch.rank [--bind-cores[=LIST]] [--local-rank] [--module] SCRIPT
+ARGS...``. Imports nothing heavy, so that the script decides when torch is imported.
 
 Note [A rank leaves without native teardown]
     A worker thread of gloo gives back the tensors of the last collective after whoever waited for it has gone on. When

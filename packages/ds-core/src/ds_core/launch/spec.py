@@ -85,7 +85,7 @@ class LaunchSpec:
             raise LaunchError("--module and --no-python exclude each other")
         if self.no_python and self.local_rank_argument:
             raise LaunchError(
-                "--local_rank can be given to Python scripts only: with --no_python use --no_local_rank too"
+                "only a Python script can be given --local_rank; with --no_python use --no_local_rank too"
             )
         if self.no_python and self.binds:
             raise LaunchError("--bind-cores-to-rank needs a Python script: with --no-python use taskset or numactl")

@@ -36,9 +36,11 @@ def move_to_device(
     item: Any, device: torch.device | str, criterion_func: Callable[[torch.Tensor], bool] | None = None
 ) -> Any:
     """`item` whose tensors are on `device`; those for which `criterion_func` is false stay where they are."""
-    return _mapped(
-        item, lambda tensor: tensor.to(device) if criterion_func is None or criterion_func(tensor) else tensor
-    )
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device) if criterion_func is None or criterion_func(tensor) else tensor
+
+    return _mapped(item, change)
 
 
 def copy_to_device(item: Any, device: torch.device | str, criterion_func: Callable[[torch.Tensor], bool]) -> Any:

@@ -6,5 +6,5 @@ from deepspeed._doors import refused
 
 refused(
     __name__,
-    "every checkpoint of ds-core loads at any world size, stage and mesh, so there is nothing to convert; ds checkpoint convert reads DeepSpeed's",
+    "every checkpoint loads at any world size, stage and mesh; ds checkpoint convert reads DeepSpeed's",
 )

@@ -8,6 +8,8 @@ __getattr__, __dir__ = doors(
     __name__,
     {
         "ds_pipeline": "PipelineModule LayerSpec TiedLayerSpec",
-        "ds_pipeline.topology": "ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid",
+        "ds_pipeline.topology": (
+            "ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid"
+        ),
     },
 )

@@ -9,4 +9,7 @@ __getattr__, __dir__ = doors(
     {
         "ds_core.utils.compiling": "is_compile_supported is_compiling disable enable",
     },
+    waiting={
+        "ds-compile": "compiled_autograd",
+    },
 )

@@ -9,9 +9,17 @@ from typing import Any
 from ds_core import comm
 from ds_core.accessors import ACCESSORS
 from ds_core.config import Config, Facts, load, resolve
+from ds_core.config.source import read
 from ds_core.errors import ConfigError
 
-__all__ = ["DeepSpeedConfig"]
+__all__ = ["DeepSpeedConfig", "load_ds_config"]
+
+_PATHS = {**ACCESSORS, "zero_config": "zero_optimization", "zero_optimization_stage": "zero_optimization.stage"}
+
+
+def load_ds_config(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a config: a path, a dict, or base64 text."""
+    return read(config)[0]
 
 
 class DeepSpeedConfig:
@@ -39,11 +47,9 @@ class DeepSpeedConfig:
     def __getattr__(self, name: str) -> Any:
         if name == "resolved" or name.startswith("__"):
             raise AttributeError(name)
-        path = ACCESSORS.get(
-            name, {"zero_config": "zero_optimization", "zero_optimization_stage": ZERO}.get(name, name)
-        )
+        path = _PATHS.get(name, name)
         if name in ("zero_enabled", "zero_optimization"):
-            return bool(self.resolved.get(ZERO, 0))
+            return bool(self.resolved.get("zero_optimization.stage", 0))
         try:
             return self.resolved[path] if path in self.resolved.sections else self._value(path)
         except ConfigError as error:
@@ -68,6 +74,3 @@ class DeepSpeedConfig:
 
         rows = [f"  {row.key} = {row.value!r} ({row.origin})" for row in self.resolved.rows()]
         log_dist("\n".join([name, *rows]), ranks=[0])
-
-
-ZERO = "zero_optimization.stage"

@@ -9,4 +9,9 @@ __getattr__, __dir__ = doors(
     {
         "ds_core.comm.profile": "CommsLogger",
     },
+    refusals={
+        "calc_bw_log": "deepspeed.comm.log_summary(return_dict=True) and ds_core.comm.report() have the figures",
+        "convert_size": "deepspeed.comm.log_summary(return_dict=True) and ds_core.comm.report() have the figures",
+        "get_caller_func": "deepspeed.comm.log_summary(return_dict=True) and ds_core.comm.report() have the figures",
+    },
 )

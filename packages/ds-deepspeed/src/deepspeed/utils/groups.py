@@ -44,6 +44,6 @@ __getattr__, __dir__ = doors(
         ),
     },
     refusals={
-        "_create_expert_and_data_parallel": "the mesh is planned from the config: set expert_parallel.autoep_size, or ep_size of the layers",
+        "_create_expert_and_data_parallel": "the mesh is planned from the config; see expert_parallel.autoep_size",
     },
 )

@@ -12,4 +12,7 @@ __getattr__, __dir__ = doors(
             "get_current_level should_log_le"
         ),
     },
+    refusals={
+        "LoggerFactory": "the logger is Python's own, logging.getLogger('ds_core')",
+    },
 )

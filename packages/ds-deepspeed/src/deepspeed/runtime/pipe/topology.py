@@ -7,6 +7,8 @@ from deepspeed._doors import doors
 __getattr__, __dir__ = doors(
     __name__,
     {
-        "ds_pipeline.topology": "ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid",
+        "ds_pipeline.topology": (
+            "ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid"
+        ),
     },
 )
