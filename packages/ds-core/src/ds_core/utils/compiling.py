@@ -36,7 +36,7 @@ def is_compiling() -> bool:
 
 def disable(func: F) -> F:
     """`func`, which torch.compile leaves as it is."""
-    return torch.compiler.disable(func)  # type: ignore[no-any-return,no-untyped-call] # torch's own
+    return torch.compiler.disable(func)  # type: ignore[no-any-return] # torch's own
 
 
 def enable(min_version: float | None = None) -> Callable[[F], F]:

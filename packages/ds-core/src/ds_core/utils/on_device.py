@@ -29,7 +29,7 @@ class OnDevice:
         if self._enabled:
             self._before = torch.get_default_dtype()
             torch.set_default_dtype(self._dtype)
-            self._device.__enter__()  # type: ignore[no-untyped-call] # torch's own
+            self._device.__enter__()
         return self
 
     def __exit__(
@@ -37,6 +37,6 @@ class OnDevice:
     ) -> None:
         """Ends; the default dtype is what it was."""
         if self._before is not None:
-            self._device.__exit__(kind, error, trace)  # type: ignore[no-untyped-call] # torch's own
+            self._device.__exit__(kind, error, trace)
             torch.set_default_dtype(self._before)
             self._before = None

@@ -87,8 +87,6 @@ class Timer:
 class SynchronizedWallClockTimer:
     """Timers by name: ``timers("forward").start()``."""
 
-    Timer = Timer
-
     def __init__(self) -> None:
         self.timers: dict[str, Timer] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -271,10 +272,9 @@ class DeepSpeedAccelerator:
         )
 
     def __getattr__(self, name: str) -> Any:
-        if name in _TYPES:
-            dtype = _TYPES[name]
-            return lambda *args: torch.tensor(*args, dtype=dtype, device=self._device.device()) if args else dtype
-        raise AttributeError(f"{type(self).__name__} of {self.__dict__.get('_device')} has no attribute {name!r}")
+        if name not in _TYPES:
+            raise AttributeError(f"{type(self).__name__} of {self.__dict__.get('_device')} has no attribute {name!r}")
+        return functools.partial(torch.tensor, dtype=_TYPES[name], device=self._device.device())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._device.name!r})"
