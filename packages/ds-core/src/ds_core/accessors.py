@@ -202,7 +202,7 @@ class ConfigAccessors:
 
 def _make(name: str, path: str) -> Callable[[ConfigAccessors], Any]:
     def accessor(self: ConfigAccessors) -> Any:
-        return self.config.get(path, OFF.get(name, False if name.endswith("_enabled") else None))
+        return self.config.get(path, OFF.get(name, False if "enabled" in name else None))
 
     accessor.__doc__ = f"The config's ``{path}``; where no wheel serves it, what that amounts to."
     return accessor
