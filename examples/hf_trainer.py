@@ -19,6 +19,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+import deepspeed
+
 CONFIG: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -124,6 +126,7 @@ def arguments(options: argparse.Namespace, ranks: int) -> TrainingArguments:
 def main() -> None:
     """The program. Every rank runs it."""
     options = parse()
+    deepspeed.init_distributed()  # before the model: its shards are cut for the ranks there are
     training = arguments(options, int(os.environ.get("WORLD_SIZE", "1")))
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dtype = torch.float32 if options.fp32 else torch.bfloat16
