@@ -32,7 +32,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 
 EXAMPLE_REQUIREMENTS = ("tokenizers", "matplotlib")
-TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "transformers", *EXAMPLE_REQUIREMENTS)
+LIBRARIES = ("transformers", "accelerate", "packaging")  # written for DeepSpeed; they run over our names unmodified
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *LIBRARIES, *EXAMPLE_REQUIREMENTS)
 ALONE_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
@@ -94,6 +95,12 @@ def install(session: nox.Session, *requirements: str, constraints: Path = CONSTR
     if torch_first:
         session.install("-c", str(constraints), *torch_first)
     session.install("-c", str(constraints), *requirements)
+
+
+def project_name(dist: str) -> str:
+    """The distribution's name; that of the folder, but for the package of DeepSpeed's names, which has its name."""
+    name: str = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["project"]["name"]
+    return name
 
 
 def is_native(dist: str) -> bool:
@@ -182,9 +189,11 @@ def remove_stale(session: nox.Session, dists: Sequence[str]) -> None:
     """Uninstall wheels of ours that a reused environment holds and this run does not build."""
     site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", silent=True, log=False)
     present = {
-        info.name.partition("-")[0].lower().replace("_", "-") for info in Path(str(site).strip()).glob("ds_*.dist-info")
+        info.name.partition("-")[0].lower().replace("_", "-")
+        for pattern in ("ds_*.dist-info", "deepspeed-*+ds*.dist-info")
+        for info in Path(str(site).strip()).glob(pattern)
     }
-    stale = sorted(present - set(dists))
+    stale = sorted(present - {project_name(dist) for dist in dists})
     if stale:
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *stale)
 
@@ -511,5 +520,5 @@ def build(session: nox.Session) -> None:
         command = ["build", "--no-isolation", "--skip-dependency-check", "--outdir", str(dist)]
         command += [f"--config-setting={setting}" for setting in RELEASE_BUILD if is_native(name)]
         session.run("python", "-m", *command, str(PACKAGES[name]))
-        (wheel,) = dist.glob(f"{name.replace('-', '_')}-*.whl")
+        (wheel,) = dist.glob(f"{project_name(name).replace('-', '_')}-*.whl")
         session.install("-c", str(CONSTRAINTS), "--no-deps", "--force-reinstall", str(wheel))
