@@ -1,6 +1,6 @@
 """Consolidation of checkpoints under the names users of DeepSpeed import, and as a command with DeepSpeed's flags.
 
-The work is that of `ds_core.checkpoint.weights.consolidate`.
+The work is that of `ds_core.checkpoint.weights`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ from ds_core.checkpoint.weights.consolidate import (
     load_state_dict_from_zero_checkpoint,
     to_torch_tensor,
 )
+from ds_core.checkpoint.weights.state_files import (
+    get_checkpoint_files,
+    get_model_state_file,
+    get_model_state_files,
+    get_optim_files,
+)
 from ds_core.errors import DsError
 
 __all__ = [
     "convert_zero_checkpoint_to_fp32_state_dict",
+    "get_checkpoint_files",
     "get_fp32_state_dict_from_zero_checkpoint",
+    "get_model_state_file",
+    "get_model_state_files",
+    "get_optim_files",
     "load_state_dict_from_zero_checkpoint",
     "main",
     "to_torch_tensor",

@@ -9,31 +9,16 @@ __getattr__, __dir__ = doors(
     {
         "ds_core.utils.zero_to_fp32": (
             "get_fp32_state_dict_from_zero_checkpoint convert_zero_checkpoint_to_fp32_state_dict "
-            "load_state_dict_from_zero_checkpoint to_torch_tensor main"
+            "load_state_dict_from_zero_checkpoint to_torch_tensor main "
+            "get_checkpoint_files get_model_state_file get_model_state_files get_optim_files"
         ),
     },
     refusals={
-        "get_model_state_file": (
-            "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
-            "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
-        ),
-        "get_optim_files": (
-            "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
-            "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
-        ),
-        "get_model_state_files": (
-            "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
-            "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
-        ),
         "parse_model_states": (
             "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
             "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
         ),
         "parse_optim_states": (
-            "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
-            "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
-        ),
-        "get_checkpoint_files": (
             "checkpoints here are safetensors and a manifest, not one pickled file per rank; use "
             "get_fp32_state_dict_from_zero_checkpoint, which reads both kinds"
         ),
