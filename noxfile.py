@@ -481,6 +481,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *peers, *session.posargs, env=QUIET_ENV)
 
 
+@nox.session(name="bench-compat", default=False)
+def bench_compat(session: nox.Session) -> None:
+    """The losses of one script under deepspeed and under our wheel of that name, at every stage, in fp32 and bf16."""
+    install_wheels(session, list(PACKAGES))
+    peers = ["--peers-python", str(peers_python(session))]
+    session.run("python", "benchmarks/compat.py", *peers, *session.posargs, env=QUIET_ENV)
+
+
 @nox.session(default=False)
 def exactness(session: nox.Session) -> None:
     """Run the exactness grid, check golden values, write its table; ``-- --accept`` records new golden values."""

@@ -3,8 +3,11 @@
 deepspeed alexnet_pipeline.py --deepspeed --deepspeed_config alexnet_pipeline.json --pipeline-parallel-size 2
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+from pathlib import Path
 
 import torch
 from pictures import loader, pictures
@@ -77,12 +80,12 @@ def train_pipe(args):
     )
     batches = None
     if args.own_loader:
-        parallel = engine.grid.get_data_parallel_world_size(), engine.grid.get_data_parallel_rank()
+        grid = net.mpu()
+        parallel = grid.get_data_parallel_world_size(), grid.get_data_parallel_rank()
         batches = iter(RepeatingLoader(loader(pictures(256), engine.train_micro_batch_size_per_gpu(), *parallel)))
     losses = [float(engine.train_batch(batches)) for _step in range(args.steps)]
     if args.losses and deepspeed.comm.get_rank() == 0:
-        with open(args.losses, "w") as file:
-            json.dump(losses, file)
+        Path(args.losses).write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

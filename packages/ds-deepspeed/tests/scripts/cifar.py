@@ -3,8 +3,11 @@
 deepspeed cifar.py --deepspeed --deepspeed_config cifar.json
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +49,7 @@ def main():
     torch.manual_seed(0)
     net = Net()
     parameters = filter(lambda p: p.requires_grad, net.parameters())
-    model_engine, optimizer, trainloader, _ = deepspeed.initialize(
+    model_engine, _, trainloader, _ = deepspeed.initialize(
         args=args, model=net, model_parameters=parameters, training_data=pictures(256)
     )
     if model_engine.bfloat16_enabled():
@@ -70,8 +73,7 @@ def main():
             deepspeed.comm.all_reduce(mean)
             losses.append(mean.item() / deepspeed.comm.get_world_size())
     if args.losses and deepspeed.comm.get_rank() == 0:
-        with open(args.losses, "w") as file:
-            json.dump(losses, file)
+        Path(args.losses).write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

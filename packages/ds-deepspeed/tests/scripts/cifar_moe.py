@@ -4,8 +4,11 @@ deepspeed cifar_moe.py --deepspeed --deepspeed_config cifar_moe.json --moe --ep-
     --top-k 1 --moe-param-group
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +75,7 @@ class Net(nn.Module):
 
 
 def create_moe_param_groups(model):
-    parameters = {"params": [p for p in model.parameters()], "name": "parameters"}
+    parameters = {"params": list(model.parameters()), "name": "parameters"}
     return split_params_into_different_moe_groups_for_optimizer(parameters)
 
 
@@ -84,7 +87,7 @@ def main():
     parameters = filter(lambda p: p.requires_grad, net.parameters())
     if args.moe_param_group:
         parameters = create_moe_param_groups(net)
-    model_engine, optimizer, trainloader, _ = deepspeed.initialize(
+    model_engine, _, trainloader, _ = deepspeed.initialize(
         args=args, model=net, model_parameters=parameters, training_data=pictures(256)
     )
     if args.own_loader:
@@ -101,8 +104,7 @@ def main():
             deepspeed.comm.all_reduce(mean)
             losses.append(mean.item() / deepspeed.comm.get_world_size())
     if args.losses and deepspeed.comm.get_rank() == 0:
-        with open(args.losses, "w") as file:
-            json.dump(losses, file)
+        Path(args.losses).write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 deepspeed hugging_face.py --deepspeed hugging_face.json --output_dir out --max_steps 6 ...
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
@@ -43,10 +46,8 @@ def main():
     trainer.save_model()
     if script.losses and trainer.is_world_process_zero():
         rows = trainer.state.log_history
-        with open(script.losses, "w") as file:
-            json.dump(
-                [row.get("loss", row.get("eval_loss")) for row in rows if "loss" in row or "eval_loss" in row], file
-            )
+        losses = [row.get("loss", row.get("eval_loss")) for row in rows if "loss" in row or "eval_loss" in row]
+        Path(script.losses).write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":
