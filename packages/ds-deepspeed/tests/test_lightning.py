@@ -63,11 +63,11 @@ def _jobs(folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return run_ranks(_plain, 1, str(tmp_path_factory.mktemp("plain")), timeout_s=200)[0]
+    return run_ranks(_plain, 1, str(tmp_path_factory.mktemp("plain")), timeout_s=170)[0]
 
 
 def test_every_stage_has_the_losses_and_evaluations_of_one_process(tmp_path, plain):
-    ranks = run_ranks(_jobs, 2, str(tmp_path), timeout_s=300)
+    ranks = run_ranks(_jobs, 2, str(tmp_path), timeout_s=170)
     for name in ("stage 1", "stage 2", "stage 3", "offload", "late"):
         assert mean(ranks, name) == pytest.approx(plain["fp32"]["losses"], rel=EXACT), name
         assert ranks[0][name]["evaluated"] == pytest.approx(plain["fp32"]["evaluated"], rel=EXACT), name
@@ -109,8 +109,8 @@ def _resume(folder: str) -> dict[str, Any]:
 
 
 def test_checkpoints_resume_at_another_stage_and_become_one_file(tmp_path, plain):
-    saved = run_ranks(_save, 2, str(tmp_path), timeout_s=200)
-    ranks = run_ranks(_resume, 2, str(tmp_path), timeout_s=200)
+    saved = run_ranks(_save, 2, str(tmp_path), timeout_s=170)
+    ranks = run_ranks(_resume, 2, str(tmp_path), timeout_s=170)
     whole = plain["fp32"]
     rest = [sum(pair) / 2 for pair in zip(*(rank["losses"] for rank in ranks), strict=True)]
     assert rest == pytest.approx(whole["losses"][len(whole["losses"]) // 2 :], rel=EXACT)
@@ -187,8 +187,8 @@ ROWS_SEEN = 32
 
 
 def test_fabric_trains_saves_and_loads(tmp_path):
-    alone = run_ranks(_fabric, 1, str(tmp_path / "alone"), timeout_s=200)[0]["None"]
-    ranks = run_ranks(_fabric, 2, str(tmp_path), timeout_s=200)
+    alone = run_ranks(_fabric, 1, str(tmp_path / "alone"), timeout_s=170)[0]["None"]
+    ranks = run_ranks(_fabric, 2, str(tmp_path), timeout_s=170)
     for stage in ("1", "2", "3"):
         assert ranks[0][stage] == pytest.approx(alone, rel=EXACT)
 
@@ -200,4 +200,4 @@ def _on_cpu(folder: str) -> None:
 def test_its_strategy_itself_refuses_cpus(tmp_path):
     """Why these tests bring an accelerator of their own; nothing of this wheel."""
     with pytest.raises(RankError, match="only supported on CUDA GPUs but `CPUAccelerator`"):
-        run_ranks(_on_cpu, 2, str(tmp_path), timeout_s=200)
+        run_ranks(_on_cpu, 2, str(tmp_path), timeout_s=170)
