@@ -32,7 +32,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 
 EXAMPLE_REQUIREMENTS = ("tokenizers", "matplotlib")
-LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "lightning", "packaging")  # written for DeepSpeed; they run over our names unmodified
+LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "lightning", "packaging")
+"""Written for DeepSpeed, or for those; they run over our names unmodified."""
 TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *LIBRARIES, *EXAMPLE_REQUIREMENTS)
 ALONE_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")

@@ -1,6 +1,6 @@
 """Losses of one script, written for DeepSpeed, over stages and dtypes; runs under whichever package is installed.
 
-torchrun --nproc-per-node 2 benchmarks/workloads/compat.py OUT.json
+torchrun --nproc-per-node 2 benchmarks/workloads/compat.py OUT.json ["fp32, stage 0" ...]
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def train(stage: int, bf16: bool) -> dict[str, list[float]]:
         deepspeed.comm.all_reduce(mean)
         losses.append(mean.item() / ranks)
         if (micro_batch + 1) % ACCUMULATED == 0:
-            norms.append(float(engine.get_global_grad_norm()))
+            norm = engine.get_global_grad_norm()
+            norms += [] if norm is None else [float(norm)]  # the original has none at stage 0 in fp32
     engine.destroy()
     return {"losses": losses, "norms": norms}
 
@@ -96,10 +97,13 @@ def main() -> None:
     found = {}
     for dtype in ("fp32", "bf16"):
         for stage in range(4):
+            name = f"{dtype}, stage {stage}"
+            if sys.argv[2:] and name not in sys.argv[2:]:
+                continue
             try:
-                found[f"{dtype}, stage {stage}"] = train(stage, dtype == "bf16")
+                found[name] = train(stage, dtype == "bf16")
             except Exception as error:  # noqa: BLE001  (the other package's refusals are a line of the table)
-                found[f"{dtype}, stage {stage}"] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+                found[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     if deepspeed.comm.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps({"version": deepspeed.__version__, "runs": found}))
 
