@@ -81,7 +81,6 @@ class Model(pl.LightningModule):
     def configure_model(self) -> None:
         if self.net is None:
             self.net = self.make()
-            self.placed = {getattr(parameter, "ds_numel", 0) for parameter in self.net.parameters()}
 
     def loss(self, batch: Any) -> torch.Tensor:
         x, y = batch
@@ -102,6 +101,7 @@ class Model(pl.LightningModule):
             self.evaluated.append(float(self.trainer.callback_metrics["validation"]))
 
     def configure_optimizers(self) -> Any:
+        self.placed = {getattr(parameter, "ds_numel", 0) for parameter in self.parameters()}
         make: Any = torch.optim.AdamW
         if self.on_host:
             from deepspeed.ops.adam import DeepSpeedCPUAdam as make

@@ -74,7 +74,7 @@ def test_every_stage_has_the_losses_and_evaluations_of_one_process(tmp_path, pla
     assert mean(ranks, "bf16") == pytest.approx(plain["bf16"]["losses"], rel=HALF)
     assert mean(ranks, "config")[:ACCUMULATED] == pytest.approx(plain["fp32"]["losses"][:ACCUMULATED], rel=EXACT)
     assert ranks[0]["late"]["placed"] == {8 * 32, 32, 1}  # made in shards: parameters know their whole size
-    assert ranks[0]["stage 3"]["placed"] == set()
+    assert ranks[0]["stage 3"]["placed"] == {0}
 
 
 def _save(folder: str) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def _fabric(folder: str) -> dict[str, Any]:
 
     quiet()
     found = {}
-    for stage in (None, 1, 2, 3):
-        ranks = int(os.environ["WORLD_SIZE"])
+    ranks = int(os.environ["WORLD_SIZE"])
+    for stage in (None,) if ranks == 1 else (1, 2, 3):
         config = {
             "gradient_accumulation_steps": ACCUMULATED,
             "gradient_clipping": CLIP,
@@ -160,7 +160,7 @@ def _fabric(folder: str) -> dict[str, Any]:
             path = Path(folder) / f"stage {stage}"
             if part == 1:
                 fabric.load(path, state)
-                assert state["rows"] == ROWS_SEEN
+                assert state["rows"] == ROWS_SEEN, (state["rows"], stage)
             for index, (x, y) in enumerate(loader):
                 loss = torch.nn.functional.mse_loss(model(x), y)
                 fabric.backward(loss if stage is not None else loss / ACCUMULATED)
@@ -178,8 +178,6 @@ def _fabric(folder: str) -> dict[str, Any]:
             if stage is not None:
                 model._forward_module.destroy()
         found[str(stage)] = losses
-        if ranks == 1:
-            break
     return found
 
 

@@ -47,7 +47,7 @@ def sft(out: Path, stage: int | None) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     rows = Dataset.from_dict({"text": [text(index, 8) for index in range(48)]})
-    given = SFTConfig(**shared(out, stage), max_length=16, dataset_num_proc=None)
+    given = SFTConfig(**shared(out, stage), max_length=16, loss_type="nll")
     return SFTTrainer(model=llama(), args=given, train_dataset=rows, processing_class=tokenizer())
 
 
