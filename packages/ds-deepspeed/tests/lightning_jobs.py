@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.accelerators import CUDAAccelerator as FabricCUDAAccelerator
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -19,8 +20,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 ROWS, BATCH, ACCUMULATED, EPOCHS, CLIP = 32, 8, 2, 2, 0.5
 
 
-class Host(CUDAAccelerator):
-    """Host memory under the only kind of accelerator that Lightning's strategy takes."""
+class _HostMemory:
+    """What an accelerator of Lightning's answers for host memory."""
 
     def setup_device(self, device: torch.device) -> None:
         """Nothing: there is one."""
@@ -53,6 +54,14 @@ class Host(CUDAAccelerator):
     @staticmethod
     def name() -> str:
         return "host"
+
+
+class Host(_HostMemory, CUDAAccelerator):
+    """Host memory under the only kind of accelerator that the strategy of Lightning's Trainer takes."""
+
+
+class FabricHost(_HostMemory, FabricCUDAAccelerator):
+    """The same for Fabric's."""
 
 
 def data() -> TensorDataset:

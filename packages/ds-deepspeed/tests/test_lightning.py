@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_jobs import ACCUMULATED, BATCH, CLIP, Host, Model, batches, fit, quiet, trainer
+from lightning_jobs import ACCUMULATED, BATCH, CLIP, FabricHost, Model, batches, fit, quiet, trainer
 
 from ds_core.testing import RankError, run_ranks
 
@@ -146,7 +146,7 @@ def _fabric(folder: str) -> dict[str, Any]:
         }
         place: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
         if stage is not None:
-            place = {"accelerator": Host(), "devices": ranks, "strategy": DeepSpeedStrategy(config=config)}
+            place = {"accelerator": FabricHost(), "devices": ranks, "strategy": DeepSpeedStrategy(config=config)}
         fabric = Fabric(**place)
         fabric.launch()
         losses: list[float] = []
