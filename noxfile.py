@@ -32,7 +32,9 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 
 EXAMPLE_REQUIREMENTS = ("tokenizers", "matplotlib")
-TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "transformers", *EXAMPLE_REQUIREMENTS)
+LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "lightning", "packaging")
+"""Written for DeepSpeed, or for those; they run over our names unmodified."""
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *LIBRARIES, *EXAMPLE_REQUIREMENTS)
 ALONE_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
@@ -94,6 +96,12 @@ def install(session: nox.Session, *requirements: str, constraints: Path = CONSTR
     if torch_first:
         session.install("-c", str(constraints), *torch_first)
     session.install("-c", str(constraints), *requirements)
+
+
+def project_name(dist: str) -> str:
+    """The distribution's name; that of the folder, but for the package of DeepSpeed's names, which has its name."""
+    name: str = nox.project.load_toml(PACKAGES[dist] / "pyproject.toml")["project"]["name"]
+    return name
 
 
 def is_native(dist: str) -> bool:
@@ -182,9 +190,11 @@ def remove_stale(session: nox.Session, dists: Sequence[str]) -> None:
     """Uninstall wheels of ours that a reused environment holds and this run does not build."""
     site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", silent=True, log=False)
     present = {
-        info.name.partition("-")[0].lower().replace("_", "-") for info in Path(str(site).strip()).glob("ds_*.dist-info")
+        info.name.partition("-")[0].lower().replace("_", "-")
+        for pattern in ("ds_*.dist-info", "deepspeed-*+ds*.dist-info")
+        for info in Path(str(site).strip()).glob(pattern)
     }
-    stale = sorted(present - set(dists))
+    stale = sorted(present - {project_name(dist) for dist in dists})
     if stale:
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *stale)
 
@@ -472,6 +482,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *peers, *session.posargs, env=QUIET_ENV)
 
 
+@nox.session(name="bench-compat", default=False)
+def bench_compat(session: nox.Session) -> None:
+    """The losses of one script under deepspeed and under our wheel of that name, at every stage, in fp32 and bf16."""
+    install_wheels(session, list(PACKAGES))
+    peers = ["--peers-python", str(peers_python(session))]
+    session.run("python", "benchmarks/compat.py", *peers, *session.posargs, env=QUIET_ENV)
+
+
 @nox.session(default=False)
 def exactness(session: nox.Session) -> None:
     """Run the exactness grid, check golden values, write its table; ``-- --accept`` records new golden values."""
@@ -511,5 +529,5 @@ def build(session: nox.Session) -> None:
         command = ["build", "--no-isolation", "--skip-dependency-check", "--outdir", str(dist)]
         command += [f"--config-setting={setting}" for setting in RELEASE_BUILD if is_native(name)]
         session.run("python", "-m", *command, str(PACKAGES[name]))
-        (wheel,) = dist.glob(f"{name.replace('-', '_')}-*.whl")
+        (wheel,) = dist.glob(f"{project_name(name).replace('-', '_')}-*.whl")
         session.install("-c", str(CONSTRAINTS), "--no-deps", "--force-reinstall", str(wheel))

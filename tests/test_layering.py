@@ -17,7 +17,10 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "ds_core"
-PACKAGES = {path.parent.name: path.parents[2] for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
+EVERY = {path.parent.name: path.parents[2] for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
+FACADES = {"deepspeed"}
+"""Packages that hold another project's names and lead them to ours; they are no plugins, and nothing imports them."""
+PACKAGES = {name: path for name, path in EVERY.items() if name not in FACADES}
 SIBLINGS = sorted(set(PACKAGES) - {CORE})
 ENTRY_POINTS = "ds_core.plugins"
 LIGHT_MODULES = ("ds_core", "ds_core.errors", "ds_core.hooks", "ds_core.plugins", "ds_core.config", "ds_core.cli")
@@ -27,14 +30,14 @@ HEAVY = {"torch", "numpy", "pydantic", "rich", "typer"}
 
 def project(name: str) -> dict[str, object]:
     """The ``[project]`` table of a package."""
-    table = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = tomllib.loads((EVERY[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert isinstance(table, dict)
     return table
 
 
 def modules(name: str) -> Iterator[Path]:
     """Every source file of a package."""
-    yield from sorted((PACKAGES[name] / "src" / name).rglob("*.py"))
+    yield from sorted((EVERY[name] / "src" / name).rglob("*.py"))
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -70,7 +73,7 @@ def test_a_package_depends_on_core_and_on_no_sibling(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_no_package_imports_a_sibling(name: str) -> None:
-    forbidden = set(SIBLINGS) - {name}
+    forbidden = {*SIBLINGS, *FACADES} - {name}
     found = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in modules(name)
@@ -78,6 +81,25 @@ def test_no_package_imports_a_sibling(name: str) -> None:
         if module.partition(".")[0] in forbidden
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("name", sorted(FACADES))
+def test_a_facade_is_a_distribution_of_its_own_name_over_released_wheels(name: str) -> None:
+    table = project(name)
+    assert table["name"] == name
+    assert EVERY[name].name == f"ds-{name}"
+    assert "entry-points" not in table
+    requirements = table["dependencies"]
+    assert isinstance(requirements, list)
+    ours = {re.split(r"[^\w-]", item)[0] for item in requirements if item.startswith("ds-")}
+    assert ours == {"ds-core", "ds-zero"}
+    loads = {
+        module.partition(".")[0]
+        for path in modules(name)
+        for module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if module.partition(".")[0] not in sys.stdlib_module_names
+    }
+    assert loads <= {name, "ds_core", "torch"}  # others are led to by name, when they are asked for
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
@@ -98,12 +120,12 @@ def test_every_package_registers_a_light_plugin_module(name: str) -> None:
         assert others <= allowed, f"{path} imports {sorted(others - allowed)} at its top"
 
 
-@pytest.mark.parametrize("name", sorted(PACKAGES))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_a_package_says_that_it_is_typed(name: str) -> None:
-    assert (PACKAGES[name] / "src" / name / "py.typed").exists()
+    assert (EVERY[name] / "src" / name / "py.typed").exists()
 
 
-@pytest.mark.parametrize("module", [*sorted(PACKAGES), *(f"{name}.plugin" for name in SIBLINGS)])
+@pytest.mark.parametrize("module", [*sorted(EVERY), *(f"{name}.plugin" for name in SIBLINGS)])
 def test_what_every_program_imports_is_light(module: str) -> None:
     assert not loaded_by(module) & HEAVY
 

@@ -22,6 +22,8 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "ds_core"
+FACADES = ("deepspeed",)
+"""Packages of another project's names, which lead to all of ours; nothing of ours imports them."""
 
 Contract = dict[str, object]
 
@@ -33,7 +35,8 @@ def packages(root: Path = ROOT) -> dict[str, Path]:
 
 def contracts(names: list[str], written: list[Contract]) -> list[Contract]:
     """The contracts of pyproject.toml, preceded by those that hold for every package."""
-    siblings = [name for name in names if name != CORE]
+    facades = [name for name in names if name in FACADES]
+    siblings = [name for name in names if name != CORE and name not in facades]
     made: list[Contract] = [
         {
             "name": "ds_core imports no other package of ours",
@@ -44,7 +47,13 @@ def contracts(names: list[str], written: list[Contract]) -> list[Contract]:
     ]
     if len(siblings) > 1:
         made.append({"name": "no package imports a sibling", "type": "independence", "modules": siblings})
-    return [*(made if siblings else []), *written]
+    facade: Contract = {
+        "name": "nothing of ours imports a facade",
+        "type": "forbidden",
+        "source_modules": [CORE, *siblings],
+        "forbidden_modules": facades,
+    }
+    return [*(made if siblings else []), *([facade] if facades else []), *written]
 
 
 def toml(settings: dict[str, object], items: list[Contract]) -> str:

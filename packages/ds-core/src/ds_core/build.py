@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core import accelerator as accelerators
-from ds_core import comm, plugins
+from ds_core import comm, groups, plugins
 from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
 from ds_core.flat import FROZEN, Logical, NamedParameter
@@ -195,6 +195,7 @@ def build_engine(request: Request) -> Engine:
     accelerators.agree(accelerator, comm.gather_json, manager=manager)
     device = _begin_device(accelerator)
     world_mesh, config = _resolve(raw, request.model, accelerator, manager)
+    groups.use(world_mesh)
     comm.configure(config)
     if config.training.log_level is not None:
         logging.getLogger("ds_core").setLevel(config.training.log_level.upper())

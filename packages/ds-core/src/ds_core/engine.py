@@ -12,6 +12,7 @@ from ds_core.engine_api import EngineApi
 from ds_core.errors import EngineError, PluginError
 from ds_core.monitors import MonitorMaster
 from ds_core.part import Part, Update, overrides
+from ds_core.parts.schedule import Schedule
 from ds_core.watch import OutputWatch
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Engine(EngineApi):
         self.holdings: Mapping[torch.nn.Parameter, Holding] = build.holdings
         self.monitor: MonitorMaster = build.monitor or MonitorMaster({}, rank=1)
         self.optimizer = build.optimizer_handle(parts)
-        self.lr_scheduler = build.lr_scheduler
+        self._schedule: Schedule | None = next((part for part in parts if isinstance(part, Schedule)), None)
         self.training_dataloader: DistributedLoader | None = build.loader
         self.global_steps: int = 0
         self.global_samples: int = 0
@@ -252,6 +253,16 @@ class Engine(EngineApi):
             stack.callback(self.accelerator.empty_cache)
             for part in self.parts:
                 stack.callback(part.close)
+
+    @property
+    def lr_scheduler(self) -> Any:
+        """The schedule that steps advance, or None; set it to None to advance it elsewhere, as Lightning does."""
+        return None if self._schedule is None else self._schedule.scheduler
+
+    @lr_scheduler.setter
+    def lr_scheduler(self, schedule: Any) -> None:
+        if self._schedule is not None:
+            self._schedule.scheduler = schedule
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -11,6 +11,8 @@ import torch
 from ds_core import comm
 from ds_core.accessors import ConfigAccessors
 from ds_core.checkpoint_api import CheckpointApi
+from ds_core.data.styles import is_iterable_style_dataset, is_map_style_dataset
+from ds_core.familiar import FamiliarNames
 from ds_core.part import Part, Update, overrides
 from ds_core.parts.residence import parse_device, parse_kinds
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineApi"]
 
 
-class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
+class EngineApi(CheckpointApi, ConfigAccessors, FamiliarNames, torch.nn.Module):
     """The familiar methods, each a line over the engine's parts. `ds_core.engine.Engine` brings the loop."""
 
     module: torch.nn.Module
@@ -45,6 +47,9 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
     _last_update: Update | None
     _iterator: Iterator[Any] | None
     global_steps: int
+
+    is_map_style_dataset = staticmethod(is_map_style_dataset)
+    is_iterable_style_dataset = staticmethod(is_iterable_style_dataset)
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """True when the current micro-batch is the last before an update."""
@@ -118,12 +123,16 @@ class EngineApi(CheckpointApi, ConfigAccessors, torch.nn.Module):
         self,
         dataset: Any,
         batch_size: int | None = None,
+        route: str = "train",
+        pin_memory: bool = False,
         data_sampler: Any = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_local_io_workers: int | None = None,
-        pin_memory: bool = False,
     ) -> DistributedLoader:
-        """A loader of this rank's share of `dataset`, `batch_size` samples a time (the micro-batch by default)."""
+        """A loader of this rank's share of `dataset`, `batch_size` samples a time (the micro-batch by default).
+
+        `route` is what the data is for: "train", "eval" or "predict"; loaders are alike for all of them.
+        """
         from ds_core.data import DistributedLoader
 
         return DistributedLoader(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ds_pipeline.errors import PartitionError
 
-__all__ = ["LayerCost", "PartitionPlan", "balance", "plan_partition"]
+__all__ = ["LayerCost", "PartitionPlan", "balance", "partition_balanced", "partition_uniform", "plan_partition"]
 
 METHODS = "'best', 'parameters', 'uniform', 'profile', 'type:REGEX', or a list of boundaries such as [0, 3, 6]"
 
@@ -233,3 +233,20 @@ def _least(
     for origin in reversed(origins):
         boundaries.append(origin[boundaries[-1]])
     return costs[count], tuple(reversed(boundaries))
+
+
+def partition_balanced(weights: Sequence[float], num_parts: int) -> list[int]:
+    """Boundaries of runs of `weights` whose heaviest is lightest; run p has ``found[p] <= i < found[p + 1]``.
+
+    Raises:
+        PartitionError: fewer weights than parts.
+    """
+    found = balance(list(weights), num_parts)
+    if found is None:
+        raise PartitionError(f"{len(weights)} items cannot be divided into {num_parts} parts that have one each")
+    return list(found)
+
+
+def partition_uniform(num_items: int, num_parts: int) -> list[int]:
+    """As `partition_balanced`, of items that weigh the same."""
+    return partition_balanced([1.0] * num_items, num_parts)

@@ -19,6 +19,7 @@ from ds_zero.leaf import (
 )
 from ds_zero.offload.make import make_placement
 from ds_zero.offload.shelf import make_shelf
+from ds_zero.params import describe, forget
 from ds_zero.partitioned import take_over
 from ds_zero.sharded.apply import GatheringApply
 from ds_zero.sharded.coordinator import Limits, Phase
@@ -48,6 +49,7 @@ class Zero(Part):
         self._owned: UpdateSpace | None = None
         self._states: StateDictHooks | None = None
         self._applies: GatheringApply | None = None
+        self._described: list[torch.nn.Parameter] = []
 
     def prepare(self, build: Build) -> None:
         """Plans units at every stage, so that all of them add the same numbers; sets ``build.space``."""
@@ -71,9 +73,18 @@ class Zero(Part):
         build.placement = make_placement(build, config)
         own(build.space)
         self._owned = build.space
+        if config.stage == 3:
+            self._describe(build)
         if self._space is not None:
             self._states = StateDictHooks(build.module, self._space)
             self._applies = GatheringApply(build.module) if config.override_module_apply else None
+
+    def _describe(self, build: Build) -> None:
+        small = {name for unit in build.units if unit.is_small for name in unit.names}
+        group = build.mesh.group(*build.mesh.batch_axes)
+        for name, parameter in build.module.named_parameters():
+            describe(parameter, group, persists=self._space is None or name in small)
+            self._described.append(parameter)
 
     def before_backward(self) -> None:
         """A pass of gathers begins."""
@@ -97,6 +108,8 @@ class Zero(Part):
             self._applies.close()
         if self._owned is not None:
             disown(self._owned)
+        for parameter in self._described:
+            forget(parameter)
 
 
 def read_from_pieces(module: torch.nn.Module, build: Build) -> torch.nn.Module:

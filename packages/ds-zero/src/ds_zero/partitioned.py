@@ -20,6 +20,7 @@ from ds_core import comm
 from ds_core.errors import ModelError
 from ds_core.placeholder import assign, placeholder
 from ds_core.values import present
+from ds_zero.params import describe, forget
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,6 +53,7 @@ def partition(parameter: torch.nn.Parameter, value: torch.Tensor, group: Process
         value: the full value, the same on all ranks; not kept.
         group: the ranks that share it.
     """
+    describe(parameter, group)
     ranks = comm.get_world_size(group)
     if value.numel() <= 1 or value.dim() == 0 or ranks == 1:
         assign(parameter, value.detach().clone())
@@ -77,6 +79,7 @@ def full_value(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def take_over(parameter: torch.nn.Parameter) -> torch.Tensor:
     """The full value for an engine that keeps it from now on: gathered where it was in pieces. Called on all ranks."""
+    forget(parameter)
     if parameter not in _PIECES:
         return present(parameter)
     value = full_value(parameter)

@@ -78,6 +78,28 @@ class Section(BaseModel):
         """Messages about combinations that cannot be used, here or with other sections; each names its dotted keys."""
         return ()
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, also under a former name of it; `default` where there is no such key.
+
+        Programs written for a config that is a dict read an engine's config this way.
+        """
+        name = self._field(key)
+        return default if name is None else getattr(self, name)
+
+    def __getitem__(self, key: str) -> Any:
+        name = self._field(key)
+        if name is None:
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._field(key) is not None
+
+    def _field(self, key: str) -> str | None:
+        moved = self.legacy_keys.get(key, key)
+        name = self.aliases.get(key, moved if isinstance(moved, str) else key)
+        return name if name in type(self).model_fields else None
+
     @model_validator(mode="before")
     @classmethod
     def _conform(cls, data: Any) -> Any:

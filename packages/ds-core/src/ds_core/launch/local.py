@@ -54,6 +54,8 @@ class LocalLauncher(Launcher):
         words += ["--module", "--", "ds_core.launch.rank"]
         if spec.binds:
             words.append("--bind-cores" if spec.bind_core_list is None else f"--bind-cores={spec.bind_core_list}")
+        if spec.local_rank_argument:
+            words.append("--local-rank")
         if spec.module:
             words.append("--module")
         return [*words, spec.script, *spec.arguments]

@@ -1,7 +1,7 @@
 """What runs in each rank's process: pins cores, runs the script as ``__main__``, and leaves word of why it failed.
 
-Started by the agent as ``python -m ds_core.launch.rank [--bind-cores[=LIST]] [--module] SCRIPT ARGS...``. Imports
-nothing heavy, so that the script decides when torch is imported.
+Started by the agent as ``python -m ds_core.launch.rank [--bind-cores[=LIST]] [--local-rank] [--module] SCRIPT
+ARGS...``. Imports nothing heavy, so that the script decides when torch is imported.
 
 Note [A rank leaves without native teardown]
     A worker thread of gloo gives back the tensors of the last collective after whoever waited for it has gone on. When
@@ -37,14 +37,16 @@ __all__ = ["main"]
 def main(words: list[str]) -> None:
     """Run the script as Python itself would, with its error written for the agent."""
     flags = {}
-    while words and words[0].partition("=")[0] in ("--bind-cores", "--module"):
+    while words and words[0].partition("=")[0] in ("--bind-cores", "--local-rank", "--module"):
         flag, _, value = words.pop(0).partition("=")
         flags[flag] = value
     if "--bind-cores" in flags:
         bind(os.environ, flags["--bind-cores"] or None)  # first of all: threads stay where they are started
     end_with_parent()
-    target = words[0]
-    sys.argv = list(words)
+    target, *arguments = words
+    if "--local-rank" in flags:
+        arguments.insert(0, f"--local_rank={os.environ.get('LOCAL_RANK', '0')}")
+    sys.argv = [target, *arguments]
     try:
         if "--module" in flags:  # the working directory is on the path already: this process is `python -m` itself
             runpy.run_module(target, run_name="__main__", alter_sys=True)

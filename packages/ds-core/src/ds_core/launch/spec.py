@@ -32,6 +32,7 @@ class LaunchSpec:
         bind_cores_to_rank: give each rank its own share of the cores, by memory node.
         bind_core_list: the cores to share out, like ``0-27,32-59``; implies `bind_cores_to_rank`.
         env: variables for the ranks.
+        local_rank_argument: give the script ``--local_rank=N`` before its own arguments, as older scripts expect.
         grace_s: how long ranks may take to end after Ctrl-C or SIGTERM, to write a checkpoint.
     """
 
@@ -49,6 +50,7 @@ class LaunchSpec:
     bind_cores_to_rank: bool = False
     bind_core_list: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    local_rank_argument: bool = False
     grace_s: int = 30
 
     @property
@@ -81,6 +83,10 @@ class LaunchSpec:
             raise LaunchError(f"--master-port must be in 0..65535, got {self.master_port}")
         if self.module and self.no_python:
             raise LaunchError("--module and --no-python exclude each other")
+        if self.no_python and self.local_rank_argument:
+            raise LaunchError(
+                "only a Python script can be given --local_rank; with --no_python use --no_local_rank too"
+            )
         if self.no_python and self.binds:
             raise LaunchError("--bind-cores-to-rank needs a Python script: with --no-python use taskset or numactl")
         if not self.module and not self.no_python and not Path(self.script).is_file():

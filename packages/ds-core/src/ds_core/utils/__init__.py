@@ -6,9 +6,9 @@ Each name is loaded from its home when first asked for.
 from __future__ import annotations
 
 import importlib
-import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from ds_core.utils.logs import log_dist, logger
 
 if TYPE_CHECKING:
     from ds_core.data import RepeatingLoader
@@ -55,18 +55,6 @@ _HOMES = {
     "RepeatingLoader": "ds_core.data",
     "get_state_devices": "ds_core.parts.residence",
 }
-
-logger = logging.getLogger("ds_core")
-"""The logger every module of ds-core logs under."""
-
-
-def log_dist(message: str, ranks: Sequence[int] | None = None, level: int = logging.INFO) -> None:
-    """Logs on the listed ranks only; on all where none or -1 is listed. Before ranks are known, this process is 0."""
-    from ds_core import comm
-
-    rank = comm.get_rank() if comm.is_initialized() else 0
-    if not ranks or -1 in ranks or rank in ranks:
-        logger.log(level, "[rank %d] %s", rank, message)
 
 
 def __getattr__(name: str) -> Any:

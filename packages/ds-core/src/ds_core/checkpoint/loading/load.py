@@ -16,6 +16,7 @@ from ds_core.checkpoint.plausible import check_kinds, distrusting
 from ds_core.checkpoint.saving.under_way import settle
 from ds_core.checkpoint.source import Source
 from ds_core.checkpoint.sources import open_source, recognize
+from ds_core.checkpoint.storage.client_values import decode
 from ds_core.checkpoint.storage.files import LATEST
 from ds_core.checkpoint.together import together
 from ds_core.errors import CheckpointError
@@ -74,14 +75,16 @@ def load(
         opens = functools.partial(open_source, root, found or None, strict=policy.is_strict)
         together("open it", root / found, lambda: readers.append(opens()))
         reader = readers[0]
+        client_state: list[Any] = []
         try:
+            together("read it", reader.path, lambda: client_state.append(decode(reader.client_state)))
             if verify:
                 together("verify it", reader.path, lambda: _verify(reader, root, found))
             restore(engine, reader, kinds=kinds, policy=policy, custom_load_fn=custom_load_fn)
         finally:
             reader.close()
         comm.barrier()
-    return str(reader.path), reader.client_state
+    return str(reader.path), client_state[0]
 
 
 def _choose(root: Path, tag: str | None) -> str | None:

@@ -21,6 +21,7 @@ from ds_core.checkpoint.saving.retention import Retention
 from ds_core.checkpoint.saving.share import Share, fill, lay_out
 from ds_core.checkpoint.saving.stream import STREAMING_BLOCKS
 from ds_core.checkpoint.saving.working import begin_folder, clear_leftovers
+from ds_core.checkpoint.storage.client_values import encode
 from ds_core.checkpoint.storage.disk import DISK, Disk
 from ds_core.checkpoint.storage.files import check_tag, to_json
 from ds_core.checkpoint.storage.manifest import BLOCK_BYTES
@@ -96,7 +97,7 @@ class Saver:
             engine: what is saved: the state plans of its parts, and its counters.
             directory: created when absent; the same folder for all ranks.
             tag: default ``global_step<N>``.
-            client_state: JSON-able values handed back by load.
+            client_state: values handed back by load: what JSON has, and what `client_values.encode` adds to it.
             save_latest: let ``latest`` name this checkpoint.
             exclude_frozen: leave out parameters that are not trained.
 
@@ -117,7 +118,7 @@ class Saver:
                 ranks=comm.get_world_size(),
                 plan=_facts(engine),
                 counters=engine.counters(),
-                client_state=client_state,
+                client_state=planned.client_state,
             )
             job = Job(
                 root=root,
@@ -203,6 +204,7 @@ class _Planned(NamedTuple):
     plan: StatePlan
     planner: EnginePlanner
     share: Share
+    client_state: Any
 
     @staticmethod
     def of(
@@ -221,7 +223,8 @@ class _Planned(NamedTuple):
         failure: Exception | None = None
         told: dict[str, Any] = {"error": None}
         try:
-            to_json(client_state, "client_state")
+            written = encode(dict(client_state))
+            to_json(written, "client_state")
             told["tag"] = check_tag(tag if tag is not None else f"global_step{engine.global_steps}")
             told["identity"] = secrets.token_hex(8)
             plan = collect(engine, exclude_frozen)
@@ -240,7 +243,7 @@ class _Planned(NamedTuple):
             raise CheckpointError(f"{root}: rank {listed} could not save: {ranks[wrong[0]]['error']}") from failure
         agreed = _agree_on_tag([each["tag"] for each in ranks], tag_validation)
         all_bytes = sum(each["bytes"] for each in ranks)
-        return _Planned(agreed, ranks[0]["identity"], all_bytes, plan, planner, share)
+        return _Planned(agreed, ranks[0]["identity"], all_bytes, plan, planner, share, written)
 
 
 def _agree_on_tag(given: list[str], policy: str) -> str:

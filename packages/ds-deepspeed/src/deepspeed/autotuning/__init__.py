@@ -1,0 +1,7 @@
+"""Autotuning: comes with ds-tune."""
+
+from __future__ import annotations
+
+from deepspeed._doors import later
+
+later(__name__, "ds-tune")

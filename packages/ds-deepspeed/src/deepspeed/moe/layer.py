@@ -1,0 +1,12 @@
+"""The layer."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_moe.layer": "MoE",
+    },
+)

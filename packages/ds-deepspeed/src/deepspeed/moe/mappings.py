@@ -1,0 +1,12 @@
+"""Tokens of tensor-parallel ranks."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_moe.mappings": "gather_tokens drop_tokens",
+    },
+)

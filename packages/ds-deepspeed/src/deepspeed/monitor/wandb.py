@@ -1,0 +1,7 @@
+"""Weights and Biases: comes with ds-monitors."""
+
+from __future__ import annotations
+
+from deepspeed._doors import later
+
+later(__name__, "ds-monitors")

@@ -1,0 +1,12 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "deepspeed.ops.adagrad.cpu_adagrad": "DeepSpeedCPUAdagrad",
+    },
+)

@@ -1,0 +1,12 @@
+"""LAMB."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_core.optim.op_lamb": "FusedLamb=OpLamb",
+    },
+)

@@ -1,0 +1,12 @@
+"""Lion."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_core.optim.op_lion": "DeepSpeedCPULion=OpLion",
+    },
+)

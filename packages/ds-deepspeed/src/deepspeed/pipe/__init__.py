@@ -1,0 +1,15 @@
+"""``deepspeed.pipe``."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_pipeline": "PipelineModule LayerSpec TiedLayerSpec",
+        "ds_pipeline.topology": (
+            "ProcessTopology PipeDataParallelTopology PipeModelDataParallelTopology PipelineParallelGrid"
+        ),
+    },
+)

@@ -1,0 +1,7 @@
+"""``deepspeed.runtime``: led module by module."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(__name__)

@@ -1,0 +1,13 @@
+"""Layers in stages."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_pipeline": "PipelineModule LayerSpec TiedLayerSpec",
+        "ds_pipeline.errors": "PipelineError",
+    },
+)

@@ -1,0 +1,12 @@
+"""Linear layers in tiles."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_zero": "TiledLinear TiledLinearReturnBias",
+    },
+)

@@ -1,0 +1,12 @@
+"""Construction on a device."""
+
+from __future__ import annotations
+
+from deepspeed._doors import doors
+
+__getattr__, __dir__ = doors(
+    __name__,
+    {
+        "ds_core.utils.on_device": "OnDevice",
+    },
+)
