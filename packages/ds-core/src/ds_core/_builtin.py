@@ -122,6 +122,7 @@ def ds_commands() -> Iterable[CommandEntry]:
         ),
         CommandEntry("config", "ds_core.cli.config:app", "Check a config file, say where each value comes from."),
         CommandEntry("io", "ds_core.cli.io:app", "Measure a disk as offload uses it, find its best settings."),
+        CommandEntry("migrate", "ds_core.cli.migrate:command", "Rewrite a config of DeepSpeed, with remarks."),
         CommandEntry("ops", "ds_core.cli.ops:command", "List the ops by device, native or reference."),
         CommandEntry("plugins", "ds_core.cli.plugins:app", "List the installed plugins, say what is wrong with one."),
         CommandEntry("report", "ds_core.cli.report:command", "Report versions, wheels, accelerators and settings."),

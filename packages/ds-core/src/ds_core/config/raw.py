@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ds_core.config.walk import Findings
     from ds_core.hooks import ConfigSection
 
-__all__ = ["RawConfig", "load"]
+__all__ = ["RawConfig", "forward_top_level", "load", "type_problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _check(tree: dict[str, Any], label: str, registry: Registry, overrides: Mapp
     from ds_core.config.walk import Findings, walk
 
     found = Findings()
-    tree = _forward_top_level(tree, registry, found)
+    tree = forward_top_level(tree, registry, found)
     scalars: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     scalar_keys = registry.training_keys()
@@ -179,7 +179,7 @@ def _place_in(order: list[str], key: str) -> int:
     return order.index(top) if top in order else len(order)
 
 
-def _forward_top_level(tree: dict[str, Any], registry: Registry, found: Findings) -> dict[str, Any]:
+def forward_top_level(tree: dict[str, Any], registry: Registry, found: Findings) -> dict[str, Any]:
     """`tree` with old top-level spellings under their present keys."""
     result = {key: value for key, value in tree.items() if key not in registry.legacy}
     for old in (key for key in tree if key in registry.legacy):
