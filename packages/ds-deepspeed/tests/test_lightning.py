@@ -163,7 +163,7 @@ def _fabric(folder: str) -> dict[str, Any]:
                 assert state["rows"] == ROWS_SEEN, (state["rows"], stage)
             for index, (x, y) in enumerate(loader):
                 loss = torch.nn.functional.mse_loss(model(x), y)
-                fabric.backward(loss if stage is not None else loss / ACCUMULATED)
+                fabric.backward(loss if stage is not None else loss / ACCUMULATED, model=model)
                 if stage is not None:
                     optimizer.step()
                     optimizer.zero_grad()
