@@ -165,8 +165,7 @@ def _fabric(folder: str) -> dict[str, Any]:
                 loss = torch.nn.functional.mse_loss(model(x), y)
                 fabric.backward(loss if stage is not None else loss / ACCUMULATED, model=model)
                 if stage is not None:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    optimizer.step()  # the engine knows its boundary, and clears gradients there
                 elif (index + 1) % ACCUMULATED == 0:
                     fabric.clip_gradients(model, optimizer, max_norm=CLIP)
                     optimizer.step()
