@@ -163,10 +163,9 @@ def _fabric(folder: str) -> dict[str, Any]:
                 assert state["rows"] == ROWS_SEEN, (state["rows"], stage)
             for index, (x, y) in enumerate(loader):
                 loss = torch.nn.functional.mse_loss(model(x), y)
-                fabric.backward(loss if stage is not None else loss / ACCUMULATED)
+                fabric.backward(loss if stage is not None else loss / ACCUMULATED, model=model)
                 if stage is not None:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    optimizer.step()  # the engine knows its boundary, and clears gradients there
                 elif (index + 1) % ACCUMULATED == 0:
                     fabric.clip_gradients(model, optimizer, max_norm=CLIP)
                     optimizer.step()

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.ranks
 SCRIPTS = Path(__file__).parent / "scripts"
 DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "0"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 EXACT = 1e-4
 
 
