@@ -90,10 +90,12 @@ def test_a_new_package_is_under_the_import_contracts_at_once() -> None:
     check_imports = tool("check_imports")
     names = [*check_imports.packages(), "ds_brand_new"]
     made = check_imports.contracts(names, [{"name": "written"}])
-    forbidden, independence, written = made
+    forbidden, independence, facade, written = made
     assert "ds_brand_new" in forbidden["forbidden_modules"]
+    assert facade["forbidden_modules"] == ["deepspeed"]
+    assert "ds_brand_new" in facade["source_modules"]
     assert "ds_brand_new" in independence["modules"]
-    assert "ds_core" not in independence["modules"]
+    assert not {"ds_core", "deepspeed"} & set(independence["modules"])
     assert written == {"name": "written"}
 
 
