@@ -15,7 +15,7 @@ from ds_core import comm, groups, plugins
 from ds_core.config import Config, Facts, RawConfig, load, resolve
 from ds_core.engine import Engine
 from ds_core.flat import FROZEN, Logical, NamedParameter
-from ds_core.holdings import Elsewhere, Holding, split_over
+from ds_core.holdings import Holding, split_over
 from ds_core.mesh import Mesh, plan
 from ds_core.ops.dispatch import meet
 from ds_core.optimizer_handle import OptimizerHandle
@@ -23,7 +23,7 @@ from ds_core.parameters import check_model, optimizer_groups
 from ds_core.part import Part, order_parts
 from ds_core.parts import Accumulation, LossScale, OptimizerStep, core_parts
 from ds_core.parts.loss_scale import StaticLossScaler
-from ds_core.placeholder import move
+from ds_core.placeholder import move_module
 from ds_core.placement import Placement
 from ds_core.runner import PlainRunner, Runner
 from ds_core.space import SpacePolicy, UpdateSpace
@@ -68,7 +68,7 @@ class Build:
         units: which parameters move together; a sharding part plans them, else all are one unit.
         source: where full values of parameters come from; None: they are in ``parameter.data``.
         holdings: how this rank holds parameters that not every rank of the batch holds whole; transforms fill it.
-        elsewhere: parameters and buffers of the model that only other ranks hold, by name.
+        elsewhere: names of parameters and buffers of the model that only other ranks hold.
         reduce_dtypes: dtype in which a parameter's gradient travels, where it is not the gradient's own.
         space: where updates happen; a part before ``weights`` may set a sharded one.
         placement: where masters and optimizer states live; a part before ``optimizer`` may set another.
@@ -97,7 +97,7 @@ class Build:
     units: Sequence[Unit] = ()
     source: Source | None = None
     holdings: dict[torch.nn.Parameter, Holding] = field(default_factory=dict)
-    elsewhere: dict[str, Elsewhere] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
     space: UpdateSpace | None = None
     placement: Placement = field(default_factory=Placement)
     stopwatch: Stopwatch | None = None
@@ -169,7 +169,7 @@ class Build:
         return {
             "policy": self.space_policy._replace(grad_dtype=self.grad_dtype),
             "replicas": self.mesh.replicas(*self.mesh.batch_axes),
-            "model_group": self.mesh.group(*model_axes) if self.mesh.size(*model_axes) > 1 else None,
+            "model": self.mesh.replicas(*model_axes) if self.mesh.size(*model_axes) > 1 else None,
             "source": self.source,
         }
 
@@ -199,7 +199,7 @@ def build_engine(request: Request) -> Engine:
     comm.configure(config)
     if config.training.log_level is not None:
         logging.getLogger("ds_core").setLevel(config.training.log_level.upper())
-    module = _to_device(request.model, device)
+    module = move_module(request.model, device)
     core = core_parts()
     build = Build(
         config=config,
@@ -252,16 +252,6 @@ def _begin_device(accelerator: Accelerator) -> torch.device:
     device = accelerator.device(index)
     meet(device)
     return device
-
-
-def _to_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """`module` on `device`; parameters whose values are elsewhere stay stand-ins."""
-    for parameter in module.parameters():
-        move(parameter, device=device)
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            owner._buffers[name] = buffer.to(device)
-    return module
 
 
 def _resolve(

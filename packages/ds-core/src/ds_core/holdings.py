@@ -18,9 +18,9 @@ Note [Late groups]
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ds_core.errors import ModelError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ds_core.build import Build
 
-__all__ = ["Elsewhere", "Holding", "Replicas", "keep_slice", "share_names", "split_over"]
+__all__ = ["Holding", "Replicas", "keep_slice", "share_names", "split_over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +77,6 @@ class Holding(NamedTuple):
     shape: tuple[int, ...] | None = None
     start: int = 0
     siblings: Replicas | None = None
-
-
-class Elsewhere(NamedTuple):
-    """A parameter or buffer of the model that this rank does not hold.
-
-    Attributes:
-        shape: of the logical tensor.
-        dtype: as torch writes it, without its prefix.
-        owner: world rank of the first that holds it, whole.
-        is_parameter: else it is a buffer.
-        is_frozen: no optimizer trains it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    owner: int
-    is_parameter: bool = True
-    is_frozen: bool = False
 
 
 def split_over(build: Build, parameters: Iterable[torch.nn.Parameter], axis: str, *, sliced: bool = True) -> None:
@@ -154,29 +136,8 @@ def share_names(build: Build, module: torch.nn.Module, group: ProcessGroup | Non
         group: ranks among which the model is divided.
     """
     from ds_core import comm
+    from ds_core.parameters import persistent_buffers
 
-    mine = {name: _described(build, tensor) for name, tensor in _named(module).items()}
-    ranks = comm.get_all_ranks_from_group(group)
-    for owner, rows in zip(ranks, comm.gather_json(mine, group=group), strict=True):
-        for name, (shape, dtype, is_parameter, is_frozen) in rows.items():
-            if name not in mine:
-                build.elsewhere.setdefault(name, Elsewhere(tuple(shape), dtype, owner, is_parameter, is_frozen))
-
-
-def _named(module: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-    """Parameters under their first name, and persistent buffers."""
-    found: dict[str, torch.Tensor] = dict(module.named_parameters())
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name not in owner._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
-
-
-def _described(build: Build, tensor: torch.Tensor) -> list[Any]:
-    import torch
-
-    holding = build.holdings.get(tensor) if isinstance(tensor, torch.nn.Parameter) else None
-    shape = tensor.shape if holding is None or holding.shape is None else holding.shape
-    is_parameter = isinstance(tensor, torch.nn.Parameter)
-    return [list(shape), str(tensor.dtype).removeprefix("torch."), is_parameter, not tensor.requires_grad]
+    mine = {name for name, _ in (*module.named_parameters(), *persistent_buffers(module))}
+    everyone = comm.gather_json(sorted(mine), group=group)
+    build.elsewhere |= {name for names in everyone for name in names} - mine

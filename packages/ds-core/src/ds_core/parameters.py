@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from ds_core.errors import ModelError
 
-__all__ = ["check_model", "optimizer_groups"]
+__all__ = ["check_model", "optimizer_groups", "persistent_buffers"]
 
 
 def check_model(model: Any) -> None:
@@ -30,6 +30,14 @@ def check_model(model: Any) -> None:
     meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if meta:
         raise ModelError(f"parameter {meta[0]!r} is on the meta device and has no values; materialise the model first")
+
+
+def persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that are state, with their names; one that is registered in several places under each of its names."""
+    for prefix, owner in module.named_modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if name not in owner._non_persistent_buffers_set:
+                yield (f"{prefix}.{name}" if prefix else name), buffer
 
 
 def optimizer_groups(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["assign", "is_placeholder", "is_same_memory", "move", "placeholder", "show"]
+__all__ = ["assign", "is_placeholder", "is_same_memory", "move", "move_module", "placeholder", "show"]
 
 
 def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -42,6 +42,16 @@ def move(
         assign(parameter, placeholder(data.shape, dtype, device))
     else:
         assign(parameter, data.to(device=device, dtype=dtype))
+
+
+def move_module(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """`module` on `device`; parameters whose values are elsewhere stay stand-ins."""
+    for parameter in module.parameters():
+        move(parameter, device=device)
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = buffer.to(device)
+    return module
 
 
 def assign(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:

@@ -60,7 +60,7 @@ class UpdateSpace(abc.ABC):
     Args:
         parameters: trainable ones, and those of group `FROZEN` that the space shall keep as well.
         replicas: the ranks of the batch, which hold every parameter that names no others.
-        model_group: ranks that hold other parts of the model, each with the same place in its batch; None for none.
+        model: ranks that hold other parts of the model, each with the same place in its batch; None for none.
         source: where their values come from; None: they are in ``parameter.data``.
 
     Attributes:
@@ -78,13 +78,13 @@ class UpdateSpace(abc.ABC):
         *,
         policy: SpacePolicy,
         replicas: Replicas,
-        model_group: ProcessGroup | None = None,
+        model: Replicas | None = None,
         source: Source | None = None,
     ) -> None:
         check_distinct(parameters)
         self.policy: SpacePolicy = policy
         self.replicas: Replicas = replicas
-        self.model_group: ProcessGroup | None = model_group
+        self.model: Replicas | None = model
         ranks = replicas.ranks
         plans = group_layouts(parameters, shards=ranks, bucket_numel=policy.bucket_numel)
         made = [FlatGroup(m, layout, replicas=replicas, grad_dtype=policy.grad_dtype) for m, layout in plans]
@@ -197,10 +197,9 @@ class UpdateSpace(abc.ABC):
             if self.is_late(flat):
                 mine = torch.tensor(table[number], dtype=torch.uint8, device=flat.device)
                 table[number] = _everyone(mine, flat.replicas).amax(dim=0).bool().tolist()
-        if self.model_group is not None:
-            number_bytes = _bytes(total, torch.empty(0, dtype=torch.uint8)).to(self.flats[0].device)
-            ranks = comm.get_world_size(self.model_group)
-            total = _added(_everyone(number_bytes, Replicas(tuple(range(ranks)), 0, self.model_group, "model")))
+        if self.model is not None:
+            mine = _bytes(total, torch.empty(0, dtype=torch.uint8))
+            total = _added(_everyone(mine.to(self.flats[0].device), self.model))
         return total, table
 
     def sum_table_over_ranks(self, table: torch.Tensor) -> torch.Tensor:

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from ds_core.config.catalog import RELEASED
+
 __all__ = ["Doors", "doors", "later", "refused"]
 
 _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
-_RELEASED = frozenset({"ds-core", "ds-zero", "ds-moe", "ds-pipeline", "ds-accel-cpu", "ds-accel-cuda"})
-"""Wheels that exist: what is missing of them comes with a later version."""
 _EXTRAS = {"ds_moe": "moe", "ds_pipeline": "pipeline"}
 """Packages of released wheels that this one does not depend on, each with the extra that installs it."""
 
@@ -98,7 +98,7 @@ def _homes(leads: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def _later(what: str, wheel: str) -> str:
-    when = f"a later version of {wheel}" if wheel in _RELEASED else f"the wheel {wheel}, which is not released yet"
+    when = f"a later version of {wheel}" if wheel in RELEASED else f"the wheel {wheel}, which is not released yet"
     return f"{what} is not in this version: it will come with {when}"
 
 

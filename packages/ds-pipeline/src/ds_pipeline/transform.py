@@ -10,7 +10,7 @@ import torch
 
 from ds_core.errors import ConfigError
 from ds_core.holdings import Holding, share_names
-from ds_core.placeholder import move
+from ds_core.placeholder import move_module
 from ds_pipeline.config import stage_3_refusal
 from ds_pipeline.module import PipelineModule
 from ds_pipeline.runtime.choose import placement
@@ -87,11 +87,7 @@ def _configure(module: PipelineModule, build: Build, placed: tuple[int, ...]) ->
         module.assign(placed, method)
     elif placed != module.stages.rank_of_stage or method != module.partition_method:
         module.assign(placed, method)
-    for parameter in module.parameters():
-        move(parameter, device=build.device)
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            owner._buffers[name] = buffer.to(build.device)
+    move_module(module, build.device)
 
 
 def tie(module: Any, build: Build) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["ELSEWHERE", "ENTRIES", "OPTIMIZERS", "RELEASED", "Entry", "Tree", "leaf_keys", "names"]
 
-RELEASED = frozenset({"ds-core", "ds-zero", "ds-pipeline", "ds-moe", "ds-accel-cpu"})
+RELEASED = frozenset({"ds-core", "ds-zero", "ds-pipeline", "ds-moe", "ds-accel-cpu", "ds-accel-cuda"})
 """Wheels of this version set that can be installed today."""
 
 Tree = Mapping[str, "Tree | None"]

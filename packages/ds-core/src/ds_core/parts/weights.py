@@ -13,6 +13,7 @@ from ds_core.errors import CheckpointError, ModelError, listed
 from ds_core.flat import Logical
 from ds_core.holdings import Holding, Replicas
 from ds_core.layout import Range
+from ds_core.parameters import persistent_buffers
 from ds_core.part import Part, Update
 from ds_core.space import ReplicatedSpace, UpdateSpace
 from ds_core.state import Deferred, Fragment, StatePlan, StateReader
@@ -39,7 +40,8 @@ class Weights(Part):
         self._module: torch.nn.Module | None = None
         self._space: UpdateSpace | None = None
         self._batch: Replicas | None = None
-        self._holdings: Mapping[torch.nn.Parameter, Holding] = {}
+        self._holdings: Mapping[str, Holding] = {}
+        """By each name of a parameter that is not like those all ranks of the batch hold."""
         self._elsewhere: Collection[str] = ()
         self._strays: list[torch.nn.Parameter] = []
         """Parameters that get gradients although no optimizer group holds them."""
@@ -50,7 +52,9 @@ class Weights(Part):
         Raises:
             ModelError: the model is divided, and some rank has nothing to train.
         """
-        self._module, self._holdings, self._elsewhere = build.module, build.holdings, build.elsewhere
+        self._module, self._elsewhere = build.module, build.elsewhere
+        named = build.module.named_parameters(remove_duplicate=False)
+        self._holdings = {name: build.holdings[p] for name, p in named if p in build.holdings}
         members = build.parameters
         _check_all_train(build, bool(members))
         if build.space is None and members:
@@ -65,23 +69,15 @@ class Weights(Part):
                 if holders.ranks > 1:
                     comm.broadcast(tensor, src=holders.members[0], group=holders.group)
 
-    def _holding(self, name: str) -> Holding | None:
-        """Of a parameter that is not like those all ranks of the batch hold."""
-        assert self._module is not None
-        if not self._holdings:
-            return None
-        parameter = dict(self._module.named_parameters(remove_duplicate=False)).get(name)
-        return None if parameter is None else self._holdings.get(parameter)
-
     def _holders(self, name: str) -> Replicas:
         """Ranks that hold the same values of a parameter or buffer."""
         assert self._batch is not None
-        holding = self._holding(name)
+        holding = self._holdings.get(name)
         return self._batch if holding is None else holding.replicas
 
     def _logical(self, name: str, tensor: torch.Tensor) -> Logical:
         """What a checkpoint knows it as."""
-        holding = self._holding(name)
+        holding = self._holdings.get(name)
         if holding is None or holding.shape is None:
             return Logical(tuple(tensor.shape))
         return Logical(holding.shape, holding.start)
@@ -256,8 +252,4 @@ def _untrained(module: torch.nn.Module, space: UpdateSpace | None) -> dict[str, 
     """Parameters the space does not keep, and persistent buffers, by name."""
     trained = {id(p) for flat in space.groups for p in flat.parameters} if space is not None else set()
     found: dict[str, torch.Tensor] = {n: p.data for n, p in module.named_parameters() if id(p) not in trained}
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name not in owner._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
+    return found | dict(persistent_buffers(module))

@@ -9,7 +9,7 @@ Note [What is in memory]
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from ds_core.checkpoint.weights.hf_config import model_files
 from ds_core.checkpoint.weights.source_weights import FLOATS
 from ds_core.checkpoint.weights.tensor_writer import TensorEntry
 from ds_core.errors import CheckpointError, DsError
+from ds_core.parameters import persistent_buffers
 
 if TYPE_CHECKING:
     from ds_core.engine_api import EngineApi
@@ -179,14 +180,7 @@ def _groups(engine: EngineApi, exclude_frozen: bool) -> list[_Group]:
         if members:
             cuts.append(_Group(members, {}))
     # What is in no unit is whole on every rank.
-    return [*cuts, _Group(left, dict(_buffers(engine.module)))]
-
-
-def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name not in owner._non_persistent_buffers_set:
-                yield (f"{prefix}.{name}" if prefix else name), buffer
+    return [*cuts, _Group(left, dict(persistent_buffers(engine.module)))]
 
 
 class _Walk(NamedTuple):
