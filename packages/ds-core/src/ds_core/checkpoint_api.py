@@ -46,7 +46,7 @@ class CheckpointApi:
     ) -> dict[str, Any]:
         """The module's ``state_dict``, with its own names and unsharded shapes, on every rank. Call on all ranks.
 
-        Where ranks divide the model it has what this rank holds: its stage, its experts; slices are put together.
+        Where ranks divide the model into stages it has this rank's; slices and experts of all ranks are put together.
 
         Args:
             destination: filled and returned, where given.

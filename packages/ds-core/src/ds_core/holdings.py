@@ -70,7 +70,8 @@ class Holding(NamedTuple):
         replicas: who holds the same.
         shape: of the logical tensor, where the parameter is part of one; None: it is all of it.
         start: flat element of the logical tensor at which it begins.
-        siblings: ranks that together hold the logical tensor, in its order, each an equal share.
+        siblings: ranks that together hold the logical tensor, in its order, each an equal share; without a shape,
+            ranks that hold other parameters in the places of these, under names of their own.
     """
 
     replicas: Replicas
@@ -102,7 +103,7 @@ def split_over(build: Build, parameters: Iterable[torch.nn.Parameter], axis: str
             shape = (parameter.shape[0] * mesh.size(axis), *parameter.shape[1:])
             build.holdings[parameter] = Holding(replicas, shape, mesh.rank(axis) * math.prod(parameter.shape), siblings)
         else:
-            build.holdings[parameter] = Holding(replicas)
+            build.holdings[parameter] = Holding(replicas, siblings=siblings)
 
 
 def keep_slice(build: Build, parameter: torch.nn.Parameter, axis: str) -> None:

@@ -16,6 +16,7 @@ from ds_core.parts.residence import Residence
 from ds_core.parts.saving import Saving
 from ds_core.parts.schedule import Schedule
 from ds_core.parts.weights import Weights
+from ds_core.parts.whole_states import WholeStates
 
 __all__ = [
     "Accumulation",
@@ -33,6 +34,7 @@ __all__ = [
     "Saving",
     "Schedule",
     "Weights",
+    "WholeStates",
     "core_parts",
 ]
 
@@ -47,6 +49,7 @@ def core_parts() -> list[Part]:
         Clock(),
         Precision(),
         Weights(),
+        WholeStates(),
         Accumulation(),
         Position(),
         reduction,
