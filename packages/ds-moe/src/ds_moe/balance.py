@@ -1,4 +1,9 @@
-"""The part that knows the loads of all experts over all ranks: metrics for monitors, and biases that even loads out."""
+"""The part that knows the loads of all experts over all ranks: metrics for monitors, and biases that even loads out.
+
+Note [All stages]
+    Which layers other stages have is asked once, when the engine is built. From then on every rank brings numbers for
+    all layers, zeros for those of others, and one sum over batch and stages together has them all.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,8 @@ from ds_moe.gate import TopKGate
 from ds_moe.load import Load, LoadReport
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from ds_core.build import Build
     from ds_core.holdings import Replicas
 
@@ -23,6 +30,8 @@ _PREFIX = "Train/MoE/"
 
 class MoeBalance(Part):
     """Adds loads up over ranks once a step, where a monitor or a bias asks for them.
+
+    With a monitor that is over all stages of a pipeline, too, for one rank writes; see Note [All stages].
 
     Metrics are means over layers: the share of each expert (layers with one number of experts), the busiest expert in
     even shares; and of gates of ours the share of pairs dropped, the balancing and z losses and the entropy.
@@ -38,14 +47,18 @@ class MoeBalance(Part):
         self.reports: dict[str, LoadReport] = {}
         self._loads: dict[str, Load] = {}
         self._gates: dict[str, TopKGate] = {}
-        self._batch: Replicas | None = None
+        self._together: Replicas | None = None
+        """Ranks whose loads are added up."""
+        self._added: dict[str, Load] = {}
+        """Loads by name, of all these ranks; those of other stages are silent."""
         self._device = torch.device("cpu")
         self._counts: dict[str, torch.Tensor] = {}
         self._is_monitored = False
 
     def prepare(self, build: Build) -> None:
         """Listens to the gates that somebody asks about."""
-        self._batch = build.mesh.replicas(*build.mesh.batch_axes)
+        axes = (*build.mesh.batch_axes, *(["pipe"] if build.is_monitored else []))
+        self._together = build.mesh.replicas(*axes)
         self._device = build.device
         self._is_monitored = build.is_monitored
         for name, module in build.module.named_modules():
@@ -56,6 +69,9 @@ class MoeBalance(Part):
                 self._gates[name] = module
             if build.is_monitored or name in self._gates:
                 self._loads[name] = load
+        self._added = self._loads
+        if build.is_monitored and build.mesh.size("pipe") > 1:
+            self._added = _of_all_stages(self._loads, build.mesh.group("pipe"))
         self._listen(True)
 
     def before_backward(self) -> None:
@@ -67,17 +83,17 @@ class MoeBalance(Part):
         self._listen(True)
 
     def before_update(self, update: Update) -> None:
-        """Adds loads up over the ranks of the batch."""
-        if not self._loads or self._batch is None:
+        """Adds loads up over the ranks of the batch, and of all stages where a monitor wants them."""
+        if not self._added or self._together is None:
             return
-        sums = torch.cat([load.take(self._device) for load in self._loads.values()])
-        if self._batch.ranks > 1:
+        sums = torch.cat([load.take(self._device) for load in self._added.values()])
+        if self._together.ranks > 1:
             with comm.scope("moe_balance"):
-                comm.all_reduce(sums, group=self._batch.group)
-        pieces = dict(zip(self._loads, sums.split([load.size for load in self._loads.values()]), strict=True))
+                comm.all_reduce(sums, group=self._together.group)
+        pieces = dict(zip(self._added, sums.split([load.size for load in self._added.values()]), strict=True))
         self._counts = {name: pieces[name][: gate.num_experts] for name, gate in self._gates.items()}
         if self._is_monitored:
-            self.reports = {name: load.read(pieces[name].tolist()) for name, load in self._loads.items()}
+            self.reports = {name: load.read(pieces[name].tolist()) for name, load in self._added.items()}
 
     def after_update(self, update: Update) -> None:
         """Moves biases, unless the step was left out."""
@@ -97,6 +113,15 @@ class MoeBalance(Part):
     def _listen(self, is_heard: bool) -> None:
         for load in self._loads.values():
             load.is_heard = is_heard
+
+
+def _of_all_stages(mine: dict[str, Load], group: ProcessGroup | None) -> dict[str, Load]:
+    """Loads by name, the same names in the same order on all stages. Called on all ranks of the group."""
+    found: dict[str, Load] = {}
+    for rows in comm.gather_json([[name, load.num_experts] for name, load in mine.items()], group=group):
+        for name, experts in rows:
+            found.setdefault(name, mine[name] if name in mine else Load(experts))
+    return found
 
 
 def mean_rows(reports: list[LoadReport]) -> list[tuple[str, float]]:
