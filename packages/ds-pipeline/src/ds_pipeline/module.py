@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from ds_core import comm
+from ds_core.construction import is_divided_by, making
+from ds_core.placeholder import assign, is_placeholder
 from ds_pipeline.errors import PartitionError, PipelineError
 from ds_pipeline.given import begin_process_group, cost_of, count_pipe_ranks, first_of_each_key
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
@@ -67,7 +69,7 @@ class PipelineModule(nn.Module):
 
     Raises:
         PartitionError: the layers cannot be divided as asked, for example a stage would have no parameters.
-        PipelineError: the number of stages does not fit the job.
+        PipelineError: the number of stages does not fit the job; or it is made inside `ds_zero.Init`.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class PipelineModule(nn.Module):
         self.layers = nn.ModuleDict()
         self.tied = nn.ModuleDict()
         ranks = count_pipe_ranks(num_stages, topology)
+        _refuse_divided(ranks)
         self.stages: Stages = Stages((0,), 0)
         with torch.random.fork_rng(devices=[]):
             self._costs: list[LayerCost] = self._measure(sample)
@@ -138,7 +141,11 @@ class PipelineModule(nn.Module):
         self._refuse_hidden_ties()
         kept, self._run = self._run, {}
         for index in wanted:
-            self._run[index] = kept[index] if index in kept else self._make(index)
+            if index not in kept:
+                with making(self._makers(index)):
+                    self._run[index] = self._make(index)
+            else:
+                self._run[index] = kept[index]
         for name in [name for name in self.layers if int(name) not in self._run]:
             del self.layers[name]
         in_use = {spec.key for index, spec in self._tied_specs() if index in self._run}
@@ -146,6 +153,20 @@ class PipelineModule(nn.Module):
             del self.tied[key]
         if comm.get_rank() == 0:
             logger.info("%s", self.plan)
+
+    def gather_layers(self, full: Callable[[nn.Parameter], torch.Tensor]) -> None:
+        """Makes layers whole that were given as modules and constructed in pieces. Called on all ranks.
+
+        Args:
+            full: the value of such a parameter; called on all ranks in one order.
+        """
+        given = [(index, spec) for index, spec in enumerate(self._specs) if isinstance(spec, nn.Module)]
+        mine = {id(parameter) for index, spec in given if index in self._run for parameter in spec.parameters()}
+        for parameter in nn.ModuleList(spec for _, spec in given).parameters():  # each once
+            if is_placeholder(parameter.data):
+                value = full(parameter)
+                if id(parameter) in mine:
+                    assign(parameter, value.detach().clone())
 
     def forget_layers(self) -> None:
         """Drops every layer that is made from a description; `assign` makes them anew."""
@@ -294,6 +315,15 @@ class PipelineModule(nn.Module):
                 self.seed_fn(self.base_seed + index)
             yield
 
+    def _makers(self, index: int) -> list[int]:
+        """World ranks that make a layer: those of its stage, or of every stage that has its key."""
+        spec = self._specs[index]
+        key = spec.key if isinstance(spec, TiedLayerSpec) else None
+        places = {index, *(at for at, other in self._tied_specs() if other.key == key)}
+        each = comm.get_world_size() // self.stages.ranks
+        pipe = {self.stages.rank_of_stage[self.plan.stage_of(at)] for at in places}
+        return [rank for rank in range(comm.get_world_size()) if rank // each in pipe]
+
     def _make(self, index: int) -> Layer:
         spec = self._specs[index]
         if isinstance(spec, TiedLayerSpec):
@@ -323,7 +353,8 @@ class PipelineModule(nn.Module):
             raise PartitionError("a PipelineModule needs at least one layer")
         if sample is None or self.partition_method not in ("best", "profile"):
             return layers
-        return measure_on_first_rank(layers, self._made_alone, sample)
+        with making([0]):
+            return measure_on_first_rank(layers, self._made_alone, sample)
 
     def _made_alone(self, index: int) -> Layer:
         spec = self._specs[index]
@@ -343,3 +374,13 @@ class PipelineModule(nn.Module):
                         f"layers {first} and {index} share a parameter and are on pipe ranks {other} and {rank}, where "
                         "it would become two: describe both with TiedLayerSpec and one key"
                     )
+
+
+def _refuse_divided(ranks: int) -> None:
+    divider = is_divided_by()
+    if divider is not None and ranks > 1:
+        raise PipelineError(
+            f"a PipelineModule of {ranks} stages cannot be made inside {divider}, where all ranks make all layers and "
+            "keeps a piece of each: make it outside; a rank makes its own stages only (LayerSpec), so none needs "
+            "the memory for all"
+        )

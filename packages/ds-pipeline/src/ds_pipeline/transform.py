@@ -87,6 +87,8 @@ def _configure(module: PipelineModule, build: Build, placed: tuple[int, ...]) ->
         module.assign(placed, method)
     elif placed != module.stages.rank_of_stage or method != module.partition_method:
         module.assign(placed, method)
+    if module.stages.ranks > 1:
+        module.gather_layers(build.full)
     move_module(module, build.device)
 
 

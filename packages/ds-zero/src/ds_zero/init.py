@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core import comm
+from ds_core.construction import dividing, made_by
 from ds_core.errors import ConfigError, ModelError
 from ds_zero.construct import Recording
 from ds_zero.partitioned import is_partitioned, partition
@@ -47,7 +49,7 @@ class Init:
 
     Raises:
         ConfigError: an argument asks for what this version does not have.
-        ModelError: `module` is sharded already.
+        ModelError: `module` is sharded already; or other ranks do not make what is made here.
     """
 
     def __init__(
@@ -84,14 +86,18 @@ class Init:
         self._dtype = dtype or _dtype_of(config if config is not None else config_dict_or_path)
         self._group: ProcessGroup | None = data_parallel_group
         self._recording: Recording | None = None
+        self._told: ExitStack = ExitStack()
         if enabled and comm.get_world_size() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             comm.init_distributed()
         if module is not None and enabled:
+            self._refuse_some_makers()
             self._cut_up(module)
 
     def __enter__(self) -> Init:
         """Starts to record construction."""
         if self._enabled:
+            self._refuse_some_makers()
+            self._told.enter_context(dividing("ds_zero.Init"))
             self._recording = Recording()
             self._recording.on_real_parameter(self._set_from_elsewhere)
             self._recording.__enter__()
@@ -101,6 +107,7 @@ class Init:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives every parameter its values, one at a time, and keeps this rank's piece."""
+        self._told.close()
         recording, self._recording = self._recording, None
         if recording is None:
             return
@@ -109,6 +116,16 @@ class Init:
             return
         for parameter, value in recording.replay():
             self._take(parameter, value)
+
+    def _refuse_some_makers(self) -> None:
+        makers = made_by()
+        members = comm.get_all_ranks_from_group(self._group)
+        if makers is not None and not set(members) <= set(makers):
+            raise ModelError(
+                f"ds_zero.Init divides parameters over ranks {members}, but only {list(makers)} make this layer of a "
+                "pipeline: take Init out, since a stage's layers are made on its ranks alone and are whole there; or "
+                "give Init(data_parallel_group=) a group of these ranks"
+            )
 
     def _take(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         whole = self._cast(value).contiguous()

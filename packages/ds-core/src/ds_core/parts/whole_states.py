@@ -32,7 +32,7 @@ State = MutableMapping[str, Any]
 
 
 class WholeStates(Part):
-    """Puts slices together, and adds what siblings hold, around ``state_dict`` of any module that has a part of them."""
+    """Puts slices together, and adds what siblings hold, around ``state_dict`` of modules that have a part."""
 
     name = "whole_states"
     after = ("weights",)
