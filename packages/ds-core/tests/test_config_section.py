@@ -166,6 +166,17 @@ def test_old_forms_of_a_whole_section_and_old_top_level_keys() -> None:
     assert feature({"stage": 2}, feature_target={"device": "cpu"})[0].target.device == "cpu"
 
 
+def test_a_key_with_a_dot_fills_in_what_its_section_leaves_open(caplog: pytest.LogCaptureFixture) -> None:
+    dotted = {"feature.stage3_bucket": 7, "feature.stage": 1}
+    assert feature({"old_bucket": "auto"}, **dotted)[0].bucket == 7
+    with caplog.at_level(logging.WARNING):
+        assert feature({"old_bucket": 9}, **dotted)[0].bucket == 9
+    assert "feature.stage3_bucket: 7 at the top level counts for nothing beside feature itself" in caplog.text
+    assert "feature.stage at the top level is read as if it stood inside feature" in caplog.text
+    with pytest.raises(ConfigError, match=r"^feature\.bucke is not a known key .*Did you mean 'bucket'"):
+        feature({"stage": 1}, **{"feature.bucke": 7})
+
+
 def test_auto_is_asked_once_and_explained() -> None:
     section, config = feature({"stage": 3, "bucket": "auto"}, Facts(1, 1, hidden_size=64))
     assert (section.bucket, section.overlap) == (4096, True)

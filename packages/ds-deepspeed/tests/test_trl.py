@@ -80,8 +80,8 @@ def _run(folder: str, stages: list[int | None]) -> dict[str, list[float]]:
 
 def test_sft_and_dpo_have_the_losses_of_one_process(tmp_path):
     plain = run_ranks(_run, 1, str(tmp_path), [None], timeout_s=170)[0]
-    found = run_ranks(_run, 2, str(tmp_path), [1, 2], timeout_s=170)[0]
+    found = run_ranks(_run, 2, str(tmp_path), [1, 2, 3], timeout_s=170)[0]
     for name in ("sft", "dpo"):
-        for stage in (1, 2):
+        for stage in (1, 2, 3):
             assert found[f"{name} {stage}"] == pytest.approx(plain[f"{name} None"], rel=EXACT), (name, stage)
     assert all(len(losses) == 4 for losses in found.values())

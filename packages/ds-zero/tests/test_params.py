@@ -64,3 +64,66 @@ def _one() -> tuple:
     with Init():
         layer = nn.Linear(6, 5)
     return layer.weight.ds_status.name, layer.weight.ds_numel
+
+
+SEEN: list[tuple] = []
+
+
+class Scored(torch.autograd.Function):
+    """A product that asks its weights in backward who they are, as losses that compute logits anew do."""
+
+    @staticmethod
+    def forward(ctx, x, *weights):
+        ctx.save_for_backward(x, *weights)
+        for weight in weights:
+            x = x @ weight
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, *weights = ctx.saved_tensors
+        for weight in weights:
+            said = vars(weight)
+            SEEN.append((type(weight), said.get("ds_id"), said.get("ds_status"), said.get("ds_shape")))
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in (x, *weights)]
+            out = leaves[0]
+            for weight in leaves[1:]:
+                out = out @ weight
+        return torch.autograd.grad(out, leaves, grad)
+
+
+class Scoring(nn.Module):
+    """A sharded weight, a frozen one, and one that stays whole, used by a module that does not own them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.rows, self.fixed, self.small = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(2, 6)
+        self.fixed.requires_grad_(False)
+
+    def forward(self, x):
+        return Scored.apply(self.rows(x), self.rows.weight, self.fixed.weight, self.small.weight)
+
+
+def _asked(stage: int) -> tuple:
+    model = Scoring()
+    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    config["zero_optimization"] = {"stage": stage, "param_persistence_threshold": 12}
+    engine = ds_core.initialize(model=model, config=config)[0]
+    SEEN.clear()
+    engine.backward(engine(torch.linspace(0, 1, 16).view(2, 8)).square().sum())
+    ids = [getattr(layer.weight, "ds_id", None) for layer in (model.rows, model.fixed, model.small)]
+    engine.step()
+    with GatheredParameters(list(model.parameters())):
+        trained = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return SEEN, ids, trained
+
+
+def test_a_parameter_that_a_function_saved_says_in_backward_who_it_is():
+    _, _, expected = run_ranks(_asked, 2, 0)[0]
+    for seen, ids, trained in run_ranks(_asked, 2, 3):
+        for one, own, shape in zip(seen, ids, ((6, 8), (8, 6), (6, 2)), strict=True):
+            assert one == (torch.Tensor, own, ZeroParamStatus.AVAILABLE, shape)
+        for name, value in trained.items():
+            assert torch.equal(value, expected[name]), name

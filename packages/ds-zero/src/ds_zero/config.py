@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ds_core.config import Section
 from ds_core.config.catalog import names
@@ -74,6 +75,11 @@ def _plus() -> dict[str, Refused]:
     }
 
 
+def _whole(value: Any) -> Any:
+    """Without the fraction: programs compute it as nine tenths of a matrix."""
+    return math.floor(value) if type(value) is float and math.isfinite(value) else value
+
+
 class ZeroConfig(Section):
     """Sharding of training state over data-parallel ranks."""
 
@@ -87,8 +93,9 @@ class ZeroConfig(Section):
     """Elements gathered by one collective. Gradients and parameters share buckets, so the smaller size counts."""
     overlap_comm: bool | None = None
     """Reduce gradients while backward goes on; null: at stage 3."""
-    prefetch_bucket_size: Annotated[int, Field(ge=0)] | None = None
-    """Elements gathered ahead of use at stage 3; null: one unit, which hides a gather at the least memory."""
+    prefetch_bucket_size: Annotated[int, Field(ge=0), BeforeValidator(_whole)] | None = None
+    """Elements gathered ahead of use at stage 3, of a fraction the whole part; null: one unit, which hides a gather at
+    the least memory."""
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
     """Parameters of at most this many elements stay whole at stage 3."""
     model_persistence_threshold: Annotated[int, Field(ge=0)] = sys.maxsize

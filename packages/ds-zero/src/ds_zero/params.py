@@ -21,7 +21,8 @@ from ds_core.placeholder import is_placeholder
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["OffloadDeviceEnum", "ZeroParamStatus", "ZeroParamType", "ZeroStageEnum", "describe", "forget"]
+__all__ = ["OffloadDeviceEnum", "ZeroParamStatus", "ZeroParamType", "ZeroStageEnum", "describe", "describe_copy"]
+__all__ += ["forget", "is_described"]
 
 _numbers = itertools.count()
 _ATTRIBUTES = (
@@ -138,6 +139,18 @@ def describe(parameter: torch.nn.Parameter, group: ProcessGroup | None, *, persi
     said.all_gather = calls.all_gather
     said.partition = calls.partition
     said.partition_numel = lambda: -(-said.ds_numel // ranks)
+
+
+def is_described(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is a parameter with ``ds_*`` attributes."""
+    return "ds_id" in vars(tensor)
+
+
+def describe_copy(values: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Gives full `values` of a parameter what the parameter says about itself; these are there to stay."""
+    said = vars(values)
+    said.update((name, vars(parameter)[name]) for name in _ATTRIBUTES if name in vars(parameter))
+    said["ds_status"] = ZeroParamStatus.AVAILABLE
 
 
 def forget(parameter: torch.nn.Parameter) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ds_core.config.forward import forward_top_level
 from ds_core.config.problems import Problem, show
-from ds_core.config.raw import forward_top_level, type_problems
+from ds_core.config.raw import type_problems
 from ds_core.config.registry import SCHEMA_KEY, Registry
 from ds_core.config.source import Source, read
 from ds_core.config.training import TrainingSection

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ds_core.config.facts import Origin
-from ds_core.config.problems import Problem, dotted, raise_problems, show, translate
+from ds_core.config.forward import forward_top_level
+from ds_core.config.problems import Problem, raise_problems, translate
 from ds_core.config.source import Source, plain, read
 from ds_core.errors import ConfigError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ds_core.config.walk import Findings
     from ds_core.hooks import ConfigSection
 
-__all__ = ["RawConfig", "forward_top_level", "load", "type_problems"]
+__all__ = ["RawConfig", "load", "type_problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -177,28 +178,3 @@ def _prefixes(key: str) -> list[str]:
 def _place_in(order: list[str], key: str) -> int:
     top = key.partition(".")[0]
     return order.index(top) if top in order else len(order)
-
-
-def forward_top_level(tree: dict[str, Any], registry: Registry, found: Findings) -> dict[str, Any]:
-    """`tree` with old top-level spellings under their present keys."""
-    result = {key: value for key, value in tree.items() if key not in registry.legacy}
-    for old in (key for key in tree if key in registry.legacy):
-        target = registry.legacy[old]
-        section, _, inner = target.partition(".")
-        found.notes.append(f"{old} is an old key, read as {target}")
-        if not inner and section not in result:
-            result[section] = tree[old]
-        elif inner and not isinstance(result.get(section), Mapping):
-            if result.get(section) is not None:
-                raise ConfigError(f"{section} must be an object, got {show(result[section])}")
-            result[section] = {inner: tree[old]}
-        elif inner and inner not in result[section]:
-            result[section] = {**result[section], inner: tree[old]}
-        elif (result[section][inner] if inner else result[section]) == tree[old]:
-            continue
-        else:
-            found.problems.append(
-                Problem(old, f"{old} and {target} are set to different values and mean the same; keep {target}")
-            )
-        found.moved[dotted(section, inner)] = old
-    return result

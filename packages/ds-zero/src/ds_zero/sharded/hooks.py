@@ -3,13 +3,8 @@
 Note [Three ways to notice a need]
     1. The unit's module is called: its parameters are gathered before its forward and released after it.
     2. A parameter is read off a module it is registered on (``other.weight``) while a pass is on: gathered at once.
-    3. Autograd unpacks a tensor it saved. Views of full parameters are saved as what they are views of, so a saved
-       tensor neither keeps a buffer alive nor misses its values: backward cannot read a parameter that is not there.
+    3. Autograd unpacks a tensor it saved, see `saved`: backward cannot read a parameter that is not there.
     The second and third need no list of modules from the user; the first is what makes them rare.
-
-Note [Saved tensors without storages]
-    What a saved tensor is a view of is told by its storage. On a device without storages it is told by the parameter
-    it is, or is a view of; other views of full values stay as they are, right, and in memory until backward is done.
 
 Note [Hooks and the compiler]
     A compiled module runs its hooks under the compiler's eye; the attribute below keeps them out of compiled code.
@@ -19,29 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ds_zero.sharded.coordinator import Coordinator, Phase
+from ds_zero.sharded.saved import SavedTensors
 from ds_zero.sharded.unit import GatherUnit, UnitState
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 __all__ = ["ModuleHooks"]
-
-
-class _Saved(NamedTuple):
-    """A view of a unit's values, without the values."""
-
-    unit: GatherUnit
-    piece: int
-    dtype: torch.dtype
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
 
 
 class _WatchedParameters(dict[str, Any]):
@@ -72,6 +57,7 @@ class ModuleHooks:
         self._root = root
         self._coordinator = coordinator
         self._unit_of = unit_of
+        self._tensors = SavedTensors(coordinator, unit_of)
         self._handles: list[RemovableHandle] = []
         self._watched: list[tuple[nn.Module, dict[str, Any]]] = []
         self._external: dict[tuple[int, int], list[RemovableHandle]] = {}
@@ -152,7 +138,7 @@ class ModuleHooks:
             return
         with_graph = torch.is_grad_enabled()
         self._coordinator.begin(Phase.FORWARD if with_graph else Phase.READING)
-        saving = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack) if with_graph else None
+        saving = self._tensors.hooks() if with_graph else None
         if saving is not None:
             saving.__enter__()
         self._saving.append(saving)
@@ -170,34 +156,6 @@ class ModuleHooks:
             self._coordinator.abort()
         else:
             self._coordinator.end()
-
-    def _pack(self, tensor: torch.Tensor) -> Any:
-        if type(tensor) not in _PLAIN:
-            return self._pack_other(tensor)
-        found = self._coordinator.memory.get(tensor.untyped_storage()._cdata)
-        if found is None:
-            return tensor
-        return _Saved(*found, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
-
-    def _pack_other(self, tensor: torch.Tensor) -> Any:
-        # See Note [Saved tensors without storages].
-        parameter = tensor if tensor._base is None else tensor._base
-        unit = self._unit_of.get(id(parameter))
-        if unit is None or unit.state is not UnitState.GATHERED or tensor.dtype != parameter.dtype:
-            return tensor
-        place = unit.piece_of(parameter)
-        return _Saved(unit, place, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
-
-    def _unpack(self, saved: Any) -> torch.Tensor:
-        if type(saved) is not _Saved:
-            return saved  # type: ignore[no-any-return]
-        self._coordinator.need(saved.unit)
-        full = saved.unit.fulls[saved.piece]
-        with torch.no_grad():
-            if type(full) not in _PLAIN:
-                return full.as_strided(saved.size, saved.stride, saved.offset)
-            view = torch.empty(0, dtype=saved.dtype, device=full.device)
-            return view.set_(full.untyped_storage(), saved.offset, saved.size, saved.stride)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -217,9 +175,6 @@ class ModuleHooks:
             before.update(dict.items(module._parameters))
             module._parameters = before
         self._watched.clear()
-
-
-_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def _plain(hook: Callable[..., Any]) -> Callable[..., Any]:
