@@ -103,4 +103,4 @@ def test_exit_codes_are_explained() -> None:
 def test_the_registry_and_the_launchers_import_no_torch() -> None:
     code = "import sys, ds_core.launch, ds_core.launch.registry, ds_core.launch.rank; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert [entry.name for entry in ENTRIES] == ["local"]
+    assert [entry.name for entry in ENTRIES] == ["local", "pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"]

@@ -39,10 +39,73 @@ def test_several_machines_start_by_hand(tmp_path):
     made = spec(*words, "--no_ssh", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29501")
     assert (made.nproc, made.nnodes, made.node_rank) == (2, 2, 1)
     assert (made.master_addr, made.master_port) == ("10.0.0.1", 29501)
-    with pytest.raises(LaunchError, match="--no_ssh --node_rank"):
-        spec(*words)
     with pytest.raises(LaunchError, match="there is no such file"):
         spec("--hostfile", str(tmp_path / "absent"))
+
+
+def test_several_machines_are_reached_from_here(tmp_path):
+    (tmp_path / "hosts").write_text("w0 slots=4\nw1 slots=2\n")
+    (tmp_path / DEEPSPEED_ENVIRONMENT_NAME).write_text("NCCL_DEBUG=WARN\n")
+    words = ("--hostfile", str(tmp_path / "hosts"), "--ssh_port", "2222", "--launcher_args", "-u 9", "--no_ssh_check")
+    made = spec(*words, "--exclude", "w0:1", "--num_gpus", "2", environ={"NCCL_DEBUG": "INFO", "UCX_A": "1", "B": "2"})
+    assert (made.hosts, made.nnodes) == ({"w0": (0, 2), "w1": (0, 1)}, 2)
+    assert (made.ssh_port, made.launcher_args, made.ssh_check) == (2222, ("-u", "9"), False)
+    assert made.exports == {"NCCL_DEBUG": "WARN", "UCX_A": "1"}
+    assert spec(*words, "--num_nodes", "1").hosts == {"w0": (0, 1, 2, 3)}
+    assert list(spec("--force_multi", "--num_gpus", "2").hosts.values()) == [(0, 1)]
+    assert spec("--launcher", "slurm", environ={"SLURM_JOB_NODELIST": "n[1-2]"}).hosts == {"n1": (), "n2": ()}
+    with pytest.raises(LaunchError, match="--launcher must be one of pdsh, openmpi"):
+        spec(*words, "--launcher", "carrier_pigeon")
+    with pytest.raises(LaunchError, match="--num_nodes 2 needs --hostfile"):
+        spec("--num_nodes", "2")
+
+
+PDSH = """#!/bin/sh
+# Runs here what the real one would run over there, without this shell's variables.
+while [ "$1" != -w ]; do shift; done
+first=${2%%,*}; second=${2#*,}
+for word; do last=$word; done
+for host in $first $second; do
+    env -i PATH="$PATH" HOME="$HOME" sh -c "$(printf %s "$last" | sed "s/%h/$host/g")" &
+    pids="$pids $!"
+done
+code=0
+for pid in $pids; do wait $pid || code=$?; done
+exit $code
+"""
+
+MACHINE = """
+import os, sys
+import deepspeed, torch
+deepspeed.init_distributed()
+total = torch.ones(())
+deepspeed.comm.all_reduce(total)
+with open(f"on{deepspeed.comm.get_rank()}", "w") as file:
+    file.write(f"{int(total)} {os.environ['GROUP_RANK']} {os.environ.get('FROM_FILE')} {sys.argv[1:]}")
+"""
+
+
+@pytest.mark.ranks
+def test_a_host_file_starts_ranks_on_its_machines(tmp_path, monkeypatch):
+    import socket
+
+    program = tmp_path / "bin" / "pdsh"
+    program.parent.mkdir()
+    program.write_text(PDSH)
+    program.chmod(0o755)
+    (tmp_path / "train.py").write_text(MACHINE)
+    (tmp_path / "hosts").write_text("w0 slots=1\nw1 slots=1\n")
+    (tmp_path / DEEPSPEED_ENVIRONMENT_NAME).write_text("FROM_FILE=yes\nGLOO_SOCKET_IFNAME=lo\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    environ = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "--master_addr", "127.0.0.2"]
+    command += ["--master_port", str(port), "--no_ssh_check", "train.py", "--own", "a b"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        told = (tmp_path / f"on{rank}").read_text()
+        assert told == f"2 {rank} yes ['--local_rank=0', '--own', 'a b']"
 
 
 def test_variables_of_the_environment_file_reach_the_ranks(tmp_path):

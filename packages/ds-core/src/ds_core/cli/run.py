@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ds_core.errors import LaunchError
-from ds_core.launch.base import Launcher
+from ds_core.launch.hosts import read_hostfile
+from ds_core.launch.machines import REMOTE, MachineChoice, over_machines
+from ds_core.launch.named import named_launcher
 from ds_core.launch.outcome import RanksFailedError
 from ds_core.launch.spec import LaunchSpec
 
@@ -56,7 +61,22 @@ def command(
     ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the ranks; repeatable.")] = None,
     grace: Annotated[int, typer.Option("--grace", help="Seconds ranks get to end after Ctrl-C or SIGTERM.")] = 30,
-    launcher: Annotated[str, typer.Option("--launcher", help="How ranks are started: a launcher's name.")] = "local",
+    launcher: Annotated[
+        str,
+        typer.Option("--launcher", help="local, or for several machines pdsh, openmpi, mpich, impi, mvapich, slurm."),
+    ] = "local",
+    launcher_args: Annotated[
+        str, typer.Option("--launcher-args", "--launcher_args", help="More words for pdsh, mpirun or srun.")
+    ] = "",
+    hostfile: Annotated[
+        Path | None, typer.Option("--hostfile", "-H", help="Machines, a line `host slots=N` each.")
+    ] = None,
+    include: Annotated[str, typer.Option("--include", "-i", help="Machines and devices to use, like w0@w1:0,2.")] = "",
+    exclude: Annotated[str, typer.Option("--exclude", "-e", help="Machines and devices to leave out.")] = "",
+    ssh_port: Annotated[int | None, typer.Option("--ssh-port", "--ssh_port", help="Port of ssh (pdsh).")] = None,
+    ssh_check: Annotated[
+        bool, typer.Option("--ssh-check/--no-ssh-check", help="Try first whether ssh reaches every machine (pdsh).")
+    ] = True,
 ) -> None:
     """Start SCRIPT on every rank. Options go before SCRIPT; what follows it is the script's."""
     spec = LaunchSpec(
@@ -75,22 +95,21 @@ def command(
         bind_core_list=bind_core_list,
         env=_variables(env or []),
         grace_s=grace,
+        launcher_args=tuple(shlex.split(launcher_args)),
+        ssh_port=ssh_port,
+        ssh_check=ssh_check,
     )
+    if launcher in REMOTE:
+        pool = read_hostfile(hostfile) if hostfile is not None else None
+        choice = MachineChoice(pool, include, exclude, nnodes if nnodes > 1 else None, nproc)
+        spec = over_machines(replace(spec, master_port=master_port or 29500), choice, launcher, os.environ, own={})
+    elif hostfile or include or exclude:
+        raise LaunchError(f"--hostfile, --include and --exclude need --launcher {' or '.join(REMOTE)}, got {launcher}")
     try:
-        _launcher(launcher).run(spec)
+        named_launcher(launcher).run(spec)
     except RanksFailedError as error:
         sys.stderr.write(f"ds run: {error}\n")
         raise typer.Exit(error.exit_code) from None
-
-
-def _launcher(name: str) -> Launcher:
-    from ds_core.plugins import load_ref, manager
-
-    provided = manager().by_name("ds_launchers", name)
-    made = load_ref(provided.item.factory, provided.record)()
-    if not isinstance(made, Launcher):
-        raise LaunchError(f"launcher {name!r} of {provided.origin} is a {type(made).__name__}, not a ds_core Launcher")
-    return made
 
 
 def _variables(items: list[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from ds_core.launch.base import REPORT_VARIABLE
 from ds_core.launch.orphan import end_with_parent
 from ds_core.launch.outcome import RankFailure, first_failure, was_preempted, write_failures
 from ds_core.launch.passing import Passing
+from ds_core.launch.peers import PeerWatch
 
 __all__ = ["LoopbackRendezvous", "main"]
 
@@ -118,15 +119,32 @@ def main(words: list[str]) -> int:
     if Path("/proc/self/stat").exists():
         arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
         Passing(float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")), are_preempted).install()
+    watch = _watch_peers(arguments)
+    failed = True
     try:
         torchrun.run(arguments)
+        failed = False
     except ChildFailedError as error:
         logs = _logs(Path(arguments.log_dir), arguments.rdzv_id) if keeps_logs else {}
         failures = tuple(_failure(rank, failure, logs) for rank, failure in error.failures.items())
         return _report(failures)
     except SignalException as stopped:
-        return Preempted.exit_code if are_preempted() else 128 + int(stopped.sigval)
+        failed = not are_preempted()
+        if watch is not None and watch.has_stopped_us:
+            return 1
+        return 128 + int(stopped.sigval) if failed else Preempted.exit_code
+    finally:
+        if watch is not None:
+            watch.end(failed=failed)
     return Preempted.exit_code if are_preempted() else 0
+
+
+def _watch_peers(arguments: Any) -> PeerWatch | None:
+    if int(arguments.nnodes) == 1:
+        return None
+    watch = PeerWatch(arguments.master_addr, int(arguments.master_port), int(arguments.node_rank))
+    watch.start()
+    return watch
 
 
 def _are_preempted(folder: Path, run_id: str, ranks: int) -> bool:

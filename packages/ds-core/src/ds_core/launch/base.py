@@ -45,6 +45,12 @@ class Launcher(ABC):
 
         return max(1, select().device_count())
 
+    def world(self, spec: LaunchSpec) -> int:
+        """Ranks of the whole job; machines whose devices are not known count as this one."""
+        if not spec.hosts:
+            return self.nproc(spec) * spec.nnodes
+        return sum(len(slots) or self.nproc(spec) for slots in spec.hosts.values())
+
     @abstractmethod
     def command(self, spec: LaunchSpec) -> list[str]:
         """The command that starts the ranks and ends when they do."""
@@ -67,7 +73,7 @@ class Launcher(ABC):
             environ = self.environment(spec, os.environ)
             environ[REPORT_VARIABLE] = str(report)
             environ.setdefault("DS_LAUNCH_SCRATCH", folder)
-            code, received = _supervise(self.command(spec), environ)
+            code, received = self._supervise(spec, environ)
             failures = read_failures(report)
         if code == Preempted.exit_code and not failures:
             raise RanksFailedError("the ranks saved their state and stopped; start the job again to go on", code)
@@ -76,50 +82,69 @@ class Launcher(ABC):
             raise RanksFailedError(f"stopped by {name}; the ranks have ended", 128 + received, failures)
         if failures:
             hint = "only on the console; --log-dir DIR keeps a file for each rank"
-            raise RanksFailedError.of(failures, self.nproc(spec) * spec.nnodes, hint)
+            raise RanksFailedError.of(failures, self.world(spec), hint)
         if code:
             status = code if code > 0 else 128 - code
             raise RanksFailedError(f"the launcher's agent {explain_exit(code)}; its message is above", status)
 
+    def deliver(self, spec: LaunchSpec, process: subprocess.Popen[bytes], number: int) -> None:
+        """Hand a signal on to the ranks, through the running command."""
+        process.send_signal(number)
 
-def _supervise(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int | None]:
-    """Run the command in a session of its own; its exit code, and the signal that was to end it meanwhile."""
-    received: list[int] = []
-    started: list[subprocess.Popen[bytes]] = []
+    def end_now(self, spec: LaunchSpec, process: subprocess.Popen[bytes]) -> None:
+        """End the ranks without waiting: they notice that their parent is gone and end soon."""
+        process.kill()
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        name, is_first = signal.Signals(number).name, not received
-        received.append(number)
-        for process in started:
-            if process.poll() is not None:
-                continue
-            if is_first:
-                sys.stderr.write(f"ds run: {name}: waiting for the ranks to end\n")
-                process.send_signal(number)
-            elif number == signal.SIGTERM:  # schedulers send several, and the ranks may be saving
-                sys.stderr.write("ds run: SIGTERM again: still waiting for the ranks; SIGINT ends them at once\n")
-            else:
-                process.kill()  # the ranks notice that their parent is gone and end soon
+    def hears(self, process: subprocess.Popen[bytes], number: int) -> bool:
+        """Whether the running command handles this signal already; one that does not would be ended by it."""
+        return listens(process.pid, number)
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        for process in started:
-            if listens(process.pid, number):
-                process.send_signal(number)
-            else:
-                sys.stderr.write(f"ds run: {signal.Signals(number).name} came before there were ranks: not passed on\n")
+    def finish(self, spec: LaunchSpec, process: subprocess.Popen[bytes]) -> None:
+        """Tidy up after the command has ended; called while signals are still handled. Nothing where it has no need."""
+        del spec, process
 
-    # Before the start: a signal that we were started with ignored (a shell's `&`) would stay ignored in the agent.
-    with _handling(ENDING, forward), _handling(PASSED_ON, pass_on):
-        try:
-            # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, not from both sides.
-            process = subprocess.Popen(list(command), env=dict(environ), start_new_session=True)
-        except OSError as error:
-            raise LaunchError(f"cannot start {command[0]}: {error}") from error
-        started.append(process)
-        if received:
-            process.send_signal(received[0])
-        code = process.wait()
-    return code, received[0] if received else None
+    def _supervise(self, spec: LaunchSpec, environ: Mapping[str, str]) -> tuple[int, int | None]:
+        """Run the command in a session of its own; its exit code, and the signal that was to end it meanwhile."""
+        command = self.command(spec)
+        received: list[int] = []
+        started: list[subprocess.Popen[bytes]] = []
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            name, is_first = signal.Signals(number).name, not received
+            received.append(number)
+            for process in started:
+                if process.poll() is not None:
+                    continue
+                if is_first:
+                    sys.stderr.write(f"ds run: {name}: waiting for the ranks to end\n")
+                    self.deliver(spec, process, number)
+                elif number == signal.SIGTERM:  # schedulers send several, and the ranks may be saving
+                    sys.stderr.write("ds run: SIGTERM again: still waiting for the ranks; SIGINT ends them at once\n")
+                else:
+                    self.end_now(spec, process)
+
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            for process in started:
+                if self.hears(process, number):
+                    self.deliver(spec, process, number)
+                else:
+                    sys.stderr.write(
+                        f"ds run: {signal.Signals(number).name} came before there were ranks: not passed on\n"
+                    )
+
+        # Before the start: a signal that we were started with ignored (a shell's `&`) would stay ignored in the agent.
+        with _handling(ENDING, forward), _handling(PASSED_ON, pass_on):
+            try:
+                # A session of its own: Ctrl-C in the terminal must reach the ranks once, by way of us, not twice.
+                process = subprocess.Popen(command, env=dict(environ), start_new_session=True)
+            except OSError as error:
+                raise LaunchError(f"cannot start {command[0]}: {error}") from error
+            started.append(process)
+            if received:
+                self.deliver(spec, process, received[0])
+            code = process.wait()
+            self.finish(spec, process)
+        return code, received[0] if received else None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ __all__ = [
     "parse_hostfile",
     "parse_inclusion_exclusion",
     "parse_resource_filter",
+    "read_hostfile",
 ]
 
 _LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)")
@@ -35,6 +36,18 @@ def fetch_hostfile(hostfile_path: str | Path) -> dict[str, int] | None:
     if not path.is_file():
         return None
     return parse_hostfile(path.read_text(encoding="utf-8").splitlines(), str(path))
+
+
+def read_hostfile(hostfile_path: str | Path) -> dict[str, int]:
+    """As `fetch_hostfile`, of a file that has to be there.
+
+    Raises:
+        LaunchError: it is not, or as `fetch_hostfile`.
+    """
+    found = fetch_hostfile(hostfile_path)
+    if found is None:
+        raise LaunchError(f"--hostfile {hostfile_path}: there is no such file")
+    return found
 
 
 def parse_hostfile(lines: Sequence[str], label: str = "the host file") -> dict[str, int]:

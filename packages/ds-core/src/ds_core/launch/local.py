@@ -46,7 +46,9 @@ class LocalLauncher(Launcher):
                 f"--master-addr={spec.master_addr}",
                 f"--master-port={spec.master_port}",
             ]
-        words += [f"--rdzv-id=ds-{os.getpid()}-{time.time_ns()}", f"--max-restarts={spec.max_restarts}"]
+        # The agents of several machines find each other in the store by the id, so that it has to be the same.
+        run_id = f"ds-{os.getpid()}-{time.time_ns()}" if spec.nnodes == 1 else f"ds-{spec.master_port}"
+        words += [f"--rdzv-id={run_id}", f"--max-restarts={spec.max_restarts}"]
         if spec.log_dir is not None:
             words += [f"--log-dir={spec.log_dir}", "--tee=3"]
         if spec.no_python:

@@ -34,6 +34,14 @@ class LaunchSpec:
         env: variables for the ranks.
         local_rank_argument: give the script ``--local_rank=N`` before its own arguments, as older scripts expect.
         grace_s: how long ranks may take to end after Ctrl-C or SIGTERM, to write a checkpoint.
+        hosts: for launchers that reach machines themselves: each machine, in order, with the numbers of its devices
+            to use; none for as many as it has.
+        devices_variable: limits a machine's ranks to these devices; empty leaves them as they are.
+        exports: variables to hand on to the other machines.
+        launcher_args: for pdsh, mpirun or srun.
+        ssh_port: port of ssh on the machines.
+        ssh_check: try first whether every machine can be reached (pdsh).
+        venv_script: file that every machine's shell reads before Python starts (pdsh).
     """
 
     script: str
@@ -52,6 +60,13 @@ class LaunchSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     local_rank_argument: bool = False
     grace_s: int = 30
+    hosts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    devices_variable: str = ""
+    exports: Mapping[str, str] = field(default_factory=dict)
+    launcher_args: tuple[str, ...] = ()
+    ssh_port: int | None = None
+    ssh_check: bool = True
+    venv_script: str | None = None
 
     @property
     def binds(self) -> bool:

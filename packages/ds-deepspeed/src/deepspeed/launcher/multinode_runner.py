@@ -6,5 +6,5 @@ from deepspeed._doors import refused
 
 refused(
     __name__,
-    "several machines are started with --no_ssh on each; other launchers come with a later ds-core",
+    "launchers over several machines are ds_core.launch.pdsh, .mpi and .slurm; the command chooses by --launcher",
 )
