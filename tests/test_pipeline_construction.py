@@ -25,7 +25,7 @@ CONFIG = {
 WIDTH = 6
 
 
-def train(sharded: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train(sharded: bool, **pipeline: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Two steps of a model whose parameters were constructed whole, or in pieces on all ranks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,7 +36,8 @@ def train(sharded: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
             model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes))
     else:
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes))
-    engine = ds_core.initialize(model=model, config=CONFIG)[0]
+    config = {**CONFIG, "pipeline": {"stages": 2, **pipeline}}
+    engine = ds_core.initialize(model=model, config=config)[0]
     tokens = torch.arange(40).view(4, 2, 5) % 32
     data = iter([{"input_ids": row, "labels": row} for row in tokens])
     losses = [float(engine.train_batch(islice(data, 2))) for _ in range(2)]
@@ -51,6 +52,18 @@ def test_a_model_constructed_in_pieces_is_divided_into_stages() -> None:
         assert whole[0] == pieces[0]
         assert whole[1].keys() == pieces[1].keys()
         assert all(torch.equal(value, pieces[1][name]) for name, value in whole[1].items())
+
+
+def train_measured() -> list[float]:
+    """Of a model in pieces, its layers divided by measured times."""
+    return train(True, partition="profile", sample_length=5)[0]
+
+
+@pytest.mark.ranks
+def test_a_model_in_pieces_is_divided_by_measured_times() -> None:
+    losses = run_ranks(train, 2, False)[0][0]
+    for found in run_ranks(train_measured, 2):
+        assert found == losses
 
 
 def refused_inside() -> str:

@@ -25,7 +25,7 @@ def _staged(folder: str, schedule: str, stage: int) -> tuple[list[float], list[s
         "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
         "zero_optimization": {"stage": stage},
         "expert_parallel": {"enabled": True, "autoep_size": 2},
-        "pipeline": {"stages": 2, "schedule": schedule},
+        "pipeline": {"stages": 2, "schedule": schedule, "sample_length": 4, "activation_checkpoint_interval": stage},
     }
     engine = ds_core.initialize(model=expert_models.make("mixtral"), config=config)[0]
     losses = []

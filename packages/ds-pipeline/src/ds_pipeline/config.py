@@ -31,6 +31,8 @@ class PipelineConfig(Section):
     """Seed before each layer is made, so that weights do not depend on how layers are divided."""
     activation_checkpoint_interval: Annotated[int, Field(ge=0)] = 0
     """Layers that are run again in backward together; 0: none."""
+    sample_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a row to measure layers of a Hugging Face model with, for partition ``profile`` and ``best``."""
     dynamic_shape: bool = False
     """Activations may change their shapes from one micro-batch to the next; costs a message for each."""
 

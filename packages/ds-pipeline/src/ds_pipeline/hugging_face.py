@@ -4,7 +4,8 @@ Note [How a stage runs]
     A stage calls the model's own forward, so masks, positions and rotary embeddings are made as the model makes them.
     The list of layers it runs over has this stage's layers in their places, and stand-ins elsewhere: the one before
     the stage's first layer gives what the stage before sent, the one after its last layer leaves the forward with what
-    it is given. What came with the tokens (masks, positions) is sent along, so that middle stages need no data.
+    it is given. Layers that are recomputed together run when the last of them is called. What came with the tokens
+    (masks, positions) is sent along, so that middle stages need no data.
 
 Note [Names]
     Parameters keep the names they have in the model: what is not on this rank is replaced by stand-ins without
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ds_core.errors import ConfigError
 from ds_core.placeholder import assign, is_placeholder
 from ds_pipeline.anatomy import Anatomy, examine
-from ds_pipeline.errors import PipelineError
+from ds_pipeline.errors import PartitionError, PipelineError
+from ds_pipeline.measure_model import Sample, measure_model
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
 from ds_pipeline.stage import Stages
 from ds_pipeline.stand_ins import HIDDEN, Absent, AbsentLayer, Leave, Recomputed
@@ -41,16 +42,19 @@ def cut(model: nn.Module, build: Build, section: PipelineConfig, rank_of_stage: 
 
     Raises:
         ModelError: it is not understood.
-        ConfigError: a setting that is for a PipelineModule only.
         PartitionError: its layers cannot be divided as asked.
     """
-    if section.activation_checkpoint_interval > 1:
-        raise ConfigError(
-            f"pipeline.activation_checkpoint_interval must be 0 or 1 for {type(model).__name__}, whose layers are run "
-            f"by its own forward, one by one; got {section.activation_checkpoint_interval}"
-        )
     anatomy = examine(model)
-    plan = plan_partition(_costs(model, anatomy), len(rank_of_stage), section.partition)
+    costs = _costs(model, anatomy)
+    if section.partition in ("profile", "best") and section.sample_length is not None:
+        sample = Sample(build.config.batch.micro_batch_size, section.sample_length)
+        costs = measure_model(model, anatomy, costs, sample, build.device, on_all_ranks=bool(build.holdings))
+    elif section.partition == "profile":
+        raise PartitionError(
+            "pipeline.partition 'profile' needs pipeline.sample_length, the tokens of a row to measure the layers of "
+            f"{type(model).__name__} with; set it, or choose 'parameters'"
+        )
+    plan = plan_partition(costs, len(rank_of_stage), section.partition)
     stages = Stages(rank_of_stage, build.mesh.rank("pipe"))
     staged = HuggingFaceStages(model, anatomy, plan, stages, build.full)
     staged.dynamic_shape = section.dynamic_shape
@@ -181,9 +185,12 @@ class HuggingFaceStages(nn.Module):
         if stage not in self._views:
             start, stop = self.plan.span(stage)
             found: list[nn.Module] = []
+            group: list[Recomputed] = []
             for index, layer in enumerate(self._base._modules[self._list_name]):
                 if start <= index < stop:
-                    found.append(Recomputed(layer) if self._interval else layer)
+                    if self._interval and (index - start) % self._interval == 0:
+                        group = []
+                    found.append(Recomputed(layer, group, self._anatomy.returns) if self._interval else layer)
                 else:
                     absent = AbsentLayer(layer, self._anatomy.returns)
                     absent.is_exit = index == stop
@@ -197,7 +204,7 @@ class HuggingFaceStages(nn.Module):
         return self._interval > 0 or bool(getattr(self._whole, "is_gradient_checkpointing", False))
 
     def set_checkpoint_interval(self, interval: int) -> None:
-        """1: every layer runs again in backward; 0: none."""
+        """So many layers run again in backward together, counted from the first of a stage; 0: none does."""
         self._interval = interval
         self._views = {}
 

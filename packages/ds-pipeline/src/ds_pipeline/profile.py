@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ds_core import comm
 from ds_pipeline.errors import PartitionError
 from ds_pipeline.partition import LayerCost
 
-__all__ = ["REPEATS", "measure_on_first_rank"]
+__all__ = ["REPEATS", "Kept", "backward", "measure_on_first_rank", "timed"]
 
 REPEATS = 5
 """Passes that are timed; one before them is not. Their median counts."""
@@ -56,11 +57,11 @@ def _measured(count: int, make: Callable[[int], Callable[[Any], Any]], sample: A
         layer = make(index)
         try:
             inputs = _as_inputs(inputs)
-            kept = _Kept(layer)
+            kept = Kept(_parameters_of(layer))
             with kept:
                 outputs = layer(inputs)
-            _backward(outputs)
-            times = [_timed(layer, inputs) for _ in range(REPEATS)]
+            backward(outputs)
+            times = [timed(partial(layer, inputs)) for _ in range(REPEATS)]
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise _LayerError(
                 f"partition 'profile' could not run layer {index} ({type(layer).__name__}): {error}; check sample=, or "
@@ -79,10 +80,11 @@ def _as_inputs(value: Any) -> Any:
     return tree_map(leaf, value)
 
 
-def _timed(layer: Callable[[Any], Any], inputs: Any) -> float:
+def timed(run: Callable[[], Any]) -> float:
+    """Milliseconds of `run` and of the backward of what it gives."""
     _settle()
     start = time.perf_counter()
-    _backward(layer(inputs))
+    backward(run())
     _settle()
     return (time.perf_counter() - start) * 1000
 
@@ -95,22 +97,31 @@ def _settle() -> None:
         accelerator.synchronize()
 
 
-def _backward(outputs: Any) -> None:
+def backward(outputs: Any) -> None:
+    """From whatever in `outputs` has a graph, with ones."""
     ends = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     if ends:
         torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
 
 
-class _Kept:
+def _parameters_of(layer: Any) -> list[torch.Tensor]:
+    """Of a module, or of a partial function of one."""
+    modules = [each for each in (layer, *getattr(layer, "args", ())) if isinstance(each, torch.nn.Module)]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+class Kept:
     """A context that adds up what autograd keeps in it, parameters aside, each storage once.
 
     Args:
-        layer: a module, or a partial function of one, whose parameters they are.
+        parameters: what is not counted.
+
+    Attributes:
+        bytes_: the sum.
     """
 
-    def __init__(self, layer: Any) -> None:
-        modules = [each for each in (layer, *getattr(layer, "args", ())) if isinstance(each, torch.nn.Module)]
-        self._known: set[int] = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        self._known: set[int] = {parameter.untyped_storage()._cdata for parameter in parameters}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self.bytes_: int = 0
 

@@ -9,7 +9,10 @@ from torch import nn
 
 from ds_pipeline.recompute import checkpointed
 
-__all__ = ["HIDDEN", "Absent", "AbsentLayer", "Leave", "Recomputed"]
+__all__ = ["HIDDEN", "Absent", "AbsentLayer", "Call", "Leave", "Recomputed", "with_hidden"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a layer; the activation is the first, or has the name `HIDDEN`."""
 
 HIDDEN = "hidden_states"
 """Name of what a layer takes, and of the activation among what goes from stage to stage."""
@@ -65,14 +68,45 @@ class AbsentLayer(nn.Module):
 
 
 class Recomputed(nn.Module):
-    """A layer that runs again in backward. It does not own the layer."""
+    """A layer that runs again in backward, in one go with others of its group. It does not own the layer.
 
-    def __init__(self, layer: nn.Module) -> None:
+    A model calls its layers one after the other and hands on what they give. All of a group but the last give back what
+    they were given, and note with what they were called; the last runs them all. See Note [How a stage runs].
+
+    Args:
+        layer: the layer.
+        group: stand-ins of the layers of its group, to which this one is added, in the order of the model.
+        returns: see `Anatomy.returns`.
+    """
+
+    def __init__(self, layer: nn.Module, group: list[Recomputed], returns: int) -> None:
         super().__init__()
-        self.__dict__["_layer"] = layer
+        group.append(self)
+        self.__dict__.update(_layer=layer, _group=group, _returns=returns, _called=((), {}))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpointed(self._layer, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self._layer(*args, **kwargs)
+        self.__dict__["_called"] = args, kwargs
+        hidden: torch.Tensor = args[0] if args else kwargs[HIDDEN]
+        if self is not self._group[-1]:
+            return (hidden, *[None] * (self._returns - 1)) if self._returns else hidden
+        calls = [(one._layer, one.__dict__.pop("_called")) for one in self._group]
+        return checkpointed(_run_calls, calls, hidden)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_layer"], name)
+
+
+def with_hidden(call: Call, hidden: Any) -> Call:
+    """`call` with another activation."""
+    args, kwargs = call
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, HIDDEN: hidden})
+
+
+def _run_calls(calls: list[tuple[nn.Module, Call]], hidden: torch.Tensor) -> Any:
+    output: Any = hidden
+    for layer, call in calls:
+        given, named = with_hidden(call, output[0] if isinstance(output, tuple) else output)
+        output = layer(*given, **named)
+    return output
