@@ -21,14 +21,19 @@ settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("DS_HYPOTHESIS_PROFILE", "steady"))
 
 
+INSTALLED = os.environ.get("DS_TEST_INSTALLED", "0")
+"""1: every package of the tree is installed as a wheel; ds-core,ds-accel-cpu: those are; 0: no matter."""
+
+
 def import_names() -> list[str]:
-    """Import name of every package in the tree."""
-    return sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
+    """Import name of every package in the tree that is to be tested."""
+    dists = ("*",) if INSTALLED in {"", "0", "1"} else INSTALLED.split(",")
+    return sorted(path.parent.name for dist in dists for path in ROOT.glob(f"packages/{dist}/src/*/__init__.py"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Under ``nox -s tests``, refuse to test a source tree in place of the installed wheels."""
-    if os.environ.get("DS_TEST_INSTALLED") != "1":
+    """In the sessions of nox, refuse to test a source tree in place of the installed wheels."""
+    if INSTALLED in {"", "0"}:
         return
     sites = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
     for name in import_names():
@@ -41,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what is tested."""
-    where = "installed wheels" if os.environ.get("DS_TEST_INSTALLED") == "1" else "whatever is importable"
+    where = "whatever is importable" if INSTALLED in {"", "0"} else "installed wheels"
     return f"packages: {', '.join(import_names())} ({where})"
 
 

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,17 +41,30 @@ def program() -> ModuleType:
     return module
 
 
-def run(python: str, *arguments: str) -> None:
-    """Runs Python with its own environment first on the path; compilers' caches are left alone."""
+def run(python: str, work: Path, *arguments: str) -> None:
+    """Runs Python with its own environment first on the path; compilers' caches are left alone.
+
+    DeepSpeed compiles as it runs. It does so in a folder of this tool's: in the user's own, the lock of a compilation
+    that was killed once makes every later run wait for ever. What was started ends with it, its children too.
+    """
     environ = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CCACHE_DISABLE": "1"}
+    environ |= {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(work / "extensions")}
     environ["PATH"] = f"{Path(python).parent}{os.pathsep}{environ['PATH']}"
-    subprocess.run([python, "-m", *arguments], env=environ, check=True, timeout=TIMEOUT_S)
+    command = [python, "-m", *arguments]
+    with subprocess.Popen(command, env=environ, start_new_session=True) as process:
+        try:
+            code = process.wait(TIMEOUT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def make(python: str, name: str, case: Any, work: Path) -> None:
     """Writes one case, and its universal form."""
     launch = ["--nproc-per-node", str(case.ranks), "--master-port", str(random.randint(20000, 29000))]
-    run(python, "torch.distributed.run", *launch, str(PROGRAM), name, str(work))
+    run(python, work, "torch.distributed.run", *launch, str(PROGRAM), name, str(work))
     expected: dict[str, torch.Tensor] = torch.load(work / name / "expected.pt", weights_only=True)
     keep(work / name / "global_step3", GOLDEN / name / "global_step3")
     (GOLDEN / name / "latest").write_text("global_step3")
@@ -58,7 +72,7 @@ def make(python: str, name: str, case: Any, work: Path) -> None:
         target = work / f"{name}-universal" / "global_step3_universal"
         source = str(work / name / "global_step3")
         flags = ["--inject_missing_state", "--input_folder", source, "--output_folder", str(target)]
-        run(python, "deepspeed.checkpoint.ds_to_universal", *flags)
+        run(python, work, "deepspeed.checkpoint.ds_to_universal", *flags)
         expected |= universal_states(target, {key: value.shape for key, value in expected.items()})
         if case.universal == "kept":
             keep(target, GOLDEN / f"{name}-universal" / target.name)
