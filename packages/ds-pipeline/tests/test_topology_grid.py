@@ -109,3 +109,28 @@ def test_one_process_without_a_group_is_a_grid_of_one():
     assert (grid.get_stage_id(), grid.get_data_parallel_world_size()) == (0, 1)
     assert grid.is_first_stage()
     assert grid.is_last_stage()
+
+
+def _of_engine():
+    import ds_core
+    from ds_pipeline import LayerSpec, PipelineModule
+
+    model = PipelineModule([LayerSpec(torch.nn.Linear, 2, 2) for _ in range(2)], num_stages=2)
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    engine = ds_core.initialize(model=model, config=config)[0]
+    grid = engine.grid
+    found = _told(grid), grid.get_stage_id() == engine.get_pipeline_parallel_rank(), grid.stage_to_global(1)
+    assert grid is engine.grid
+    engine.destroy()
+    return found
+
+
+@pytest.mark.ranks
+def test_the_engine_of_a_pipeline_has_a_grid_over_its_own_groups():
+    for rank, (told, is_stage, last) in enumerate(run_ranks(_of_engine, 4)):
+        stage, part = divmod(rank, 2)
+        assert told["pipe"] == told["model"] == (stage, 2, 2**part + 2 ** (part + 2))
+        assert told["data"] == (part, 2, 3 * 4**stage)
+        assert told["slice"] == told["tensor_model"] == (0, 1, 2**rank)
+        assert is_stage
+        assert last == part + 2

@@ -56,6 +56,45 @@ def test_sharded_parameters_know_their_shape_and_whether_they_are_here():
         }
 
 
+def _shards(threshold: int) -> dict:
+    torch.manual_seed(0)
+    values = [torch.randn(5, 6), torch.randn(5)]
+    with Init():
+        model = nn.Linear(6, 5)
+    with GatheredParameters(list(model.parameters())):
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.data.copy_(value)
+    weight: torch.nn.Parameter = model.weight
+    found = {"init": weight.ds_tensor.clone(), "numel": weight.ds_tensor.ds_numel}
+    config = {
+        "train_batch_size": 2,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.5}},
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": threshold},
+    }
+    engine, *_ = ds_core.initialize(model=model, config=config)
+    found["engine"] = [parameter.ds_tensor.clone() for parameter in model.parameters()]
+    engine.backward(engine(torch.ones(1, 6)).sum())
+    engine.step()
+    found["stepped"] = [parameter.ds_tensor.clone() for parameter in model.parameters()]
+    with GatheredParameters(list(model.parameters())):
+        found["whole"] = [parameter.detach().clone().reshape(-1) for parameter in model.parameters()]
+    engine.destroy()
+    found["forgotten"] = not hasattr(weight, "ds_tensor")
+    return found | {"values": [value.reshape(-1) for value in values]}
+
+
+@pytest.mark.parametrize("threshold", [0, 100])
+def test_a_parameter_shows_this_ranks_shard_as_it_is(threshold):
+    rows = run_ranks(_shards, 2, threshold)
+    assert torch.equal(torch.cat([row["init"] for row in rows])[:30], rows[0]["values"][0])
+    for place, value in enumerate(rows[0]["values"]):
+        assert torch.equal(torch.cat([row["engine"][place] for row in rows]), value)
+        stepped = torch.cat([row["stepped"][place] for row in rows])
+        assert torch.equal(stepped, rows[0]["whole"][place])
+        assert not torch.equal(stepped, value)
+    assert all(row["forgotten"] and row["numel"] == 15 for row in rows)
+
+
 def test_one_rank_describes_its_parameters_too():
     assert run_ranks(_one, 1) == [("AVAILABLE", 30)]
 

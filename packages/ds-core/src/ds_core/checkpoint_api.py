@@ -17,6 +17,7 @@ from ds_core.signals import parse_signals
 if TYPE_CHECKING:
     import torch
 
+    from ds_core.checkpoint.familiar_engine import CheckpointEngine
     from ds_core.config import Config
     from ds_core.engine_api import EngineApi
 
@@ -121,6 +122,13 @@ class CheckpointApi:
             CheckpointError: it could not be written; names the file, the rank and the reason.
         """
         self._saver.wait()
+
+    @property
+    def checkpoint_engine(self) -> CheckpointEngine:
+        """Whether writes go on in the background, and waiting for them, under DeepSpeed's names."""
+        from ds_core.checkpoint.familiar_engine import CheckpointEngine
+
+        return CheckpointEngine(self._whole)
 
     @property
     def _saver(self) -> checkpoint.Saver:

@@ -75,7 +75,8 @@ class Engine(EngineApi):
         self._after_step = overrides(parts, "after_step")
         self._zero_grad = overrides(parts, "zero_grad")
         self._watch = OutputWatch(self._begin_backward, self._end_backward)
-        self._methods = _methods_of(parts)
+        self._methods = _named_by(parts, "engine_methods", set())
+        self._values = _named_by(parts, "engine_values", set(self._methods))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module as the parts ask (autocast, input casts, gathering).
@@ -273,11 +274,14 @@ class Engine(EngineApi):
             method = self.__dict__.get("_methods", {}).get(name)
             if method is not None:
                 return method
+            value = self.__dict__.get("_values", {}).get(name)
+            if value is not None:
+                return value()
             return getattr(super().__getattr__("module"), name)
 
 
-def _methods_of(parts: Sequence[Part]) -> dict[str, Callable[..., Any]]:
-    """What parts add to the engine for its users.
+def _named_by(parts: Sequence[Part], kind: str, taken: set[str]) -> dict[str, Callable[..., Any]]:
+    """What parts add to the engine for its users, methods or values.
 
     Raises:
         PluginError: two parts bring one name, or one the engine has.
@@ -285,9 +289,9 @@ def _methods_of(parts: Sequence[Part]) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     owners: dict[str, str] = {}
     for part in parts:
-        for name, method in part.engine_methods().items():
-            if name in found or hasattr(Engine, name):
+        for name, made in getattr(part, kind)().items():
+            if name in found or name in taken or hasattr(Engine, name):
                 owner = f"part {owners[name]!r}" if name in found else "the engine itself"
                 raise PluginError(f"part {part.name!r} brings engine.{name}, which {owner} has")
-            found[name], owners[name] = method, part.name
+            found[name], owners[name] = made, part.name
     return found

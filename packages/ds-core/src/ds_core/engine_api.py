@@ -12,6 +12,7 @@ from ds_core import comm
 from ds_core.accessors import ConfigAccessors
 from ds_core.checkpoint_api import CheckpointApi
 from ds_core.data.styles import is_iterable_style_dataset, is_map_style_dataset
+from ds_core.errors import EngineError
 from ds_core.familiar import FamiliarNames
 from ds_core.part import Part, Update, overrides
 from ds_core.parts.residence import parse_device, parse_kinds
@@ -147,6 +148,18 @@ class EngineApi(CheckpointApi, ConfigAccessors, FamiliarNames, torch.nn.Module):
             drop_last=self.config.training.dataloader_drop_last,
             seed=self.config.training.seed or 0,
         )
+
+    def set_data_post_process_func(self, post_process_func: Callable[[Any, dict[str, Any]], Any] | None) -> None:
+        """Every batch of the training loader becomes what the function makes of it and of the sampler's state.
+
+        Raises:
+            EngineError: there is no ``training_data``, so that nobody would call it.
+        """
+        if self.training_dataloader is None:
+            raise EngineError(
+                "set_data_post_process_func needs training_data= in initialize: this engine has no loader"
+            )
+        self.training_dataloader.post_process_func = post_process_func
 
     def gathered(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
         """A context in which `parameters` hold their full values on every rank."""

@@ -169,6 +169,13 @@ class Part:
         """What users may call on the engine because of this part, by name. Asked once, when the engine is made."""
         return {}
 
+    def engine_values(self) -> Mapping[str, Callable[[], Any]]:
+        """What users find on the engine because of this part, by name: what the function gives whenever they look.
+
+        Asked once, when the engine is made. The function must not communicate, as one rank alone may look.
+        """
+        return {}
+
     def metrics(self, update: Update) -> Iterable[tuple[str, float]]:
         """Names and values for the monitors after an update.
 

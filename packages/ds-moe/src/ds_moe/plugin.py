@@ -69,8 +69,9 @@ def ds_transforms(build: Build) -> Iterable[TransformEntry]:
 def ds_parts(build: Build) -> Iterable[Part]:
     """Loads of experts: metrics and biases."""
     from ds_moe.balance import MoeBalance
+    from ds_moe.names import MoeNames
 
-    parts: list[Part] = [MoeBalance()]
+    parts: list[Part] = [MoeBalance(), MoeNames()]
     section = build.config["expert_parallel"]
     if section.enabled and section.load_balance_coeff is not None:
         from ds_moe.hugging_face.bias import CorrectionBias

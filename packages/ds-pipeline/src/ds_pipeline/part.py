@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_core.data import RepeatingLoader
 from ds_core.part import Part
+from ds_pipeline.topology import PipeDataParallelTopology, PipelineParallelGrid
 
 if TYPE_CHECKING:
     from ds_core.build import Build
@@ -23,10 +24,22 @@ class Pipeline(Part):
 
     def __init__(self) -> None:
         self._build: Build | None = None
+        self._grid: PipelineParallelGrid | None = None
 
     def prepare(self, build: Build) -> None:
-        """Remembers the build, whose runner is made later."""
+        """Remembers the build, whose runner is made later, and names the groups of the mesh by the grid's names."""
         self._build = build
+        mesh = build.mesh
+        topology = PipeDataParallelTopology(num_pp=mesh.size("pipe"), num_dp=mesh.size(*mesh.batch_axes))
+        if topology.world_size() != mesh.plan.world_size:  # other axes divide layers: their wheel has a grid of its own
+            return
+        pipe, data, alone = mesh.group("pipe"), mesh.group(*mesh.batch_axes), mesh.group("self")
+        groups = {"pipe": pipe, "model": pipe, "data": data, "slice": alone}
+        self._grid = PipelineParallelGrid(topology, groups=groups)
+
+    def engine_values(self) -> Mapping[str, Callable[[], Any]]:
+        """``grid``."""
+        return {"grid": lambda: self._grid}
 
     @property
     def _runner(self) -> PipelineRunner:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["OffloadDeviceEnum", "ZeroParamStatus", "ZeroParamType", "ZeroStageEnum", "describe", "describe_copy"]
+__all__ += ["describe_shard"]
 __all__ += ["forget", "is_described"]
 
 _numbers = itertools.count()
@@ -33,6 +34,7 @@ _ATTRIBUTES = (
     "ds_param_type",
     "ds_persist",
     "ds_process_group",
+    "ds_tensor",
     "all_gather",
     "partition",
     "partition_numel",
@@ -139,6 +141,15 @@ def describe(parameter: torch.nn.Parameter, group: ProcessGroup | None, *, persi
     said.all_gather = calls.all_gather
     said.partition = calls.partition
     said.partition_numel = lambda: -(-said.ds_numel // ranks)
+
+
+def describe_shard(parameter: torch.nn.Parameter, shard: torch.Tensor) -> None:
+    """Gives `parameter` its ``ds_tensor``: this rank's part of the values, flat, the memory itself and no copy."""
+    said: Any = shard
+    said.ds_numel = shard.numel()
+    said.final_location = None
+    said.status = ZeroParamStatus.AVAILABLE
+    vars(parameter)["ds_tensor"] = shard
 
 
 def is_described(tensor: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ from ds_zero.leaf import (
 )
 from ds_zero.offload.make import make_placement
 from ds_zero.offload.shelf import make_shelf
-from ds_zero.params import describe, forget
+from ds_zero.params import describe, describe_shard, forget
 from ds_zero.partitioned import take_over
 from ds_zero.sharded.apply import GatheringApply
 from ds_zero.sharded.coordinator import Limits, Phase
@@ -84,7 +84,12 @@ class Zero(Part):
         group = build.mesh.group(*build.mesh.batch_axes)
         for name, parameter in build.module.named_parameters():
             describe(parameter, group, persists=self._space is None or name in small)
+            if self._space is None:
+                describe_shard(parameter, parameter.detach().view(-1))
             self._described.append(parameter)
+        if self._space is not None:
+            for parameter, shard in self._space.shards_in_memory():
+                describe_shard(parameter, shard)
 
     def before_backward(self) -> None:
         """A pass of gathers begins."""

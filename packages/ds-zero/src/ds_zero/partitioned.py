@@ -20,7 +20,7 @@ from ds_core import comm
 from ds_core.errors import ModelError
 from ds_core.placeholder import assign, placeholder
 from ds_core.values import present
-from ds_zero.params import describe, forget
+from ds_zero.params import describe, describe_shard, forget
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,6 +57,7 @@ def partition(parameter: torch.nn.Parameter, value: torch.Tensor, group: Process
     ranks = comm.get_world_size(group)
     if value.numel() <= 1 or value.dim() == 0 or ranks == 1:
         assign(parameter, value.detach().clone())
+        describe_shard(parameter, parameter.detach().view(-1))
         return
     size = math.ceil(value.numel() / ranks)
     first = comm.get_rank(group) * size
@@ -64,6 +65,7 @@ def partition(parameter: torch.nn.Parameter, value: torch.Tensor, group: Process
     part = value.detach().reshape(-1)[first : first + size]
     mine[: part.numel()].copy_(part)
     _PIECES[parameter] = _Piece(mine, value.shape, group)
+    describe_shard(parameter, mine)
     assign(parameter, placeholder(value.shape, value.dtype, value.device))
 
 

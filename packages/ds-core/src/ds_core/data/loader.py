@@ -67,6 +67,10 @@ class DistributedLoader:
         pin_memory: page-lock the batches, where the accelerator can.
         drop_last: leave out a short last batch instead of padding it.
 
+    Attributes:
+        post_process_func: called with every batch and the state of the sampler (the caller's, where it has one; else
+            `state_dict`), in the training process; what it gives is handed out instead. None: nothing is.
+
     Raises:
         DataError: no samples, too few for one batch with `drop_last`, or sizes that make no sense.
     """
@@ -97,6 +101,7 @@ class DistributedLoader:
         self.workers = num_local_io_workers or 0
         self.pin_memory = pin_memory
         self.drop_last = drop_last
+        self.post_process_func: Callable[[Any, dict[str, Any]], Any] | None = None
         _check_sizes(batch_size, self.rank, self.ranks, self.workers)
         self.style = _style_of(dataset, data_sampler, self.workers)
         self.epoch = 0
@@ -177,7 +182,7 @@ class DistributedLoader:
             consumed += count
             if iteration == self._iterations:
                 self._consumed = consumed
-            yield batch
+            yield batch if self.post_process_func is None else self.post_process_func(batch, self._sampler_state())
         if start == consumed == 0:
             raise DataError(
                 f"{type(self.dataset).__name__} gave no batch in epoch {epoch}: it is empty, or drop_last is set and "
@@ -186,6 +191,10 @@ class DistributedLoader:
         if iteration == self._iterations and moves == self._moves:
             self.epoch = epoch + 1
             self._consumed = 0
+
+    def _sampler_state(self) -> dict[str, Any]:
+        state = getattr(self.sampler, "state_dict", None)
+        return dict(state()) if callable(state) else self.state_dict()
 
     def _counts(self, consumed: int) -> Iterator[int]:
         """Samples that all ranks consume with each batch."""

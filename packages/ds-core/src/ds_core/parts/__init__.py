@@ -15,6 +15,7 @@ from ds_core.parts.reporting import Reporting
 from ds_core.parts.residence import Residence
 from ds_core.parts.saving import Saving
 from ds_core.parts.schedule import Schedule
+from ds_core.parts.throughput import Throughput
 from ds_core.parts.weights import Weights
 from ds_core.parts.whole_states import WholeStates
 
@@ -33,6 +34,7 @@ __all__ = [
     "Residence",
     "Saving",
     "Schedule",
+    "Throughput",
     "Weights",
     "WholeStates",
     "core_parts",
@@ -58,6 +60,7 @@ def core_parts() -> list[Part]:
         optimizer,
         Inspection(reduction, loss_scale, optimizer, residence),
         Schedule(),
+        Throughput(),
         Reporting(),
         Preemption(),
     ]

@@ -8,6 +8,8 @@ from ds_pipeline.errors import TopologyError
 from ds_pipeline.topology.axes import PipeDataParallelTopology, ProcessTopology
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.distributed import ProcessGroup
 
 __all__ = ["PipelineParallelGrid"]
@@ -28,12 +30,19 @@ class PipelineParallelGrid:
     Args:
         topology: who is where; None makes every rank a data-parallel one.
         process_group: whose ranks the topology counts; None is all ranks.
+        groups: groups that there are already, by kind: ``pipe``, ``slice``, ``model``, ``data``; the rest is made.
 
     Raises:
         TopologyError: the topology does not have as many ranks as the group.
     """
 
-    def __init__(self, topology: ProcessTopology | None = None, process_group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        topology: ProcessTopology | None = None,
+        process_group: ProcessGroup | None = None,
+        *,
+        groups: Mapping[str, ProcessGroup | None] | None = None,
+    ) -> None:
         from ds_core import comm
 
         self.global_rank: int = comm.get_rank()
@@ -54,7 +63,11 @@ class PipelineParallelGrid:
         self._ranks: dict[str, list[int]] = {}
         self._groups: dict[str, ProcessGroup | None] = {}
         for kind, axes in kinds.items():
-            self._join(kind, axes, process_group)
+            if groups is not None and kind in groups:
+                self._ranks[kind] = next([world[m] for m in g] for g in topology.groups(*axes) if self._at in g)
+                self._groups[kind] = groups[kind]
+            else:
+                self._join(kind, axes, process_group)
 
     def _join(self, kind: str, axes: tuple[str, ...], process_group: ProcessGroup | None) -> None:
         """Make the groups along `axes` on all ranks, and keep this rank's."""

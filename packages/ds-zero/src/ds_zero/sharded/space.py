@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ds_core import comm
+from ds_core.layout import intersect
 from ds_core.units import Unit
 from ds_core.values import Values
 from ds_zero.sharded.control import Control, beside
@@ -87,6 +88,18 @@ class PartitionedSpace(ShardedSpace):
             self._is_planned = True
             self.shelf.plan(self.groups, self._whole)
         return ShardedValues(flat, whole=self._whole, shelf=self.shelf)
+
+    def shards_in_memory(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+        """Parameters with this rank's part of each, 1-D, empty where it has none; without those kept in files."""
+        for flat in self.groups:
+            for parameter, slot in zip(flat.parameters, flat.layout.slots, strict=True):
+                bucket = flat.layout.buckets[flat.layout.bucket_at(slot.start)]
+                own = bucket.shard(flat.replicas.rank, flat.replicas.ranks)
+                mine = intersect(own, slot.start, slot.stop)
+                if mine is None or not slot.numel:
+                    yield parameter, torch.empty(0, dtype=flat.dtype, device=flat.device)
+                elif flat.values.home(mine) is not None:
+                    yield parameter, flat.values.of(mine)
 
     def _make_units(self, units: Sequence[Unit]) -> list[GatherUnit]:
         pieces: dict[int, list[tuple[FlatGroup, int]]] = {}
