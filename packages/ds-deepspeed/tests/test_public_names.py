@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -48,6 +49,62 @@ def test_most_of_what_is_released_resolves():
             continue
         served += 1
     assert served > 0.6 * len(LISTED)
+
+
+ARGUMENTS = [
+    tuple(part.strip() for part in line.split(":"))
+    for line in (Path(__file__).parent / "public_arguments.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _, _ in ARGUMENTS}))
+def test_functions_and_classes_take_the_documented_arguments(path):
+    import deepspeed
+
+    missing = []
+    for at, name, arguments in ARGUMENTS:
+        if at == path:
+            found = getattr(deepspeed.DeepSpeedEngine, name) if path == "engine" else from_import(path, name)
+            known = inspect.signature(found).parameters
+            missing += [f"{name}({each}=)" for each in arguments.split() if each not in known]
+    assert not missing
+
+
+def test_init_and_engine_refuse_what_they_cannot_do():
+    import torch
+
+    import deepspeed
+
+    with pytest.raises(deepspeed.DeepSpeedConfigError, match=r"Init\(param_swapper=\) is not in this version"):
+        deepspeed.zero.Init(param_swapper=object())
+    config = {"train_batch_size": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    engine = deepspeed.initialize(model=torch.nn.Linear(2, 2), config=config)[0]
+    calls = {
+        "ds-compile": [lambda: engine.register_compile_pass("name", print), engine.get_compile_time],
+        "ds-data": [engine.random_ltd_initialize, lambda: engine.set_custom_curriculum_learning_schedule({})],
+        "load_checkpoint reads experts": [engine.load_moe_state_dict],
+        "times of gates": [lambda: engine.print_forward_breakdown(1.0)],
+    }
+    for reason, refused in calls.items():
+        for call in refused:
+            with pytest.raises(RuntimeError if " " in reason else ValueError, match=reason):
+                call()
+
+
+def test_weights_are_loaded_by_a_function_of_the_users():
+    import torch
+
+    import deepspeed
+
+    config = {"train_batch_size": 1, "bf16": {"enabled": True}, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    engine = deepspeed.initialize(model=torch.nn.Linear(2, 2), config=config)[0]
+
+    def load(src, dst):
+        dst.weight.data.copy_(src["old.name"])
+
+    engine.load_module_state_dict({"old.name": torch.full((2, 2), 0.5)}, custom_load_fn=load, fetch_z3_params=False)
+    assert torch.equal(deepspeed.utils.safe_get_full_fp32_param(engine.module.weight), torch.full((2, 2), 0.5))
 
 
 def test_asking_for_a_missing_name_tells_the_wheel_and_hasattr_says_no():

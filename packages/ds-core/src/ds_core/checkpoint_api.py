@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ds_core import checkpoint
 from ds_core.checkpoint.together import together
 from ds_core.checkpoint.weights.divided import cut, joined
+from ds_core.errors import EngineError
 from ds_core.part import Part, overrides
 from ds_core.parts.preemption import OnSignal, Preemption
 from ds_core.parts.saving import Saving
@@ -68,10 +69,23 @@ class CheckpointApi:
         state.update((name, tensor) for name, tensor in made.items() if name not in frozen)
         return state
 
-    def load_module_state_dict(self, checkpoint: dict[str, torch.Tensor], strict: bool = True) -> None:
+    def load_module_state_dict(
+        self,
+        checkpoint: dict[str, torch.Tensor],
+        strict: bool = True,
+        custom_load_fn: checkpoint.CustomLoad | None = None,
+        fetch_z3_params: bool = True,
+    ) -> None:
         """Loads weights into the module and everything that keeps a copy of them. Call on all ranks.
 
         ``engine.module.load_state_dict`` alone would leave fp32 master weights behind, and the next step would undo it.
+
+        Args:
+            checkpoint: full values by the module's names.
+            strict: names must be the module's, all of them.
+            custom_load_fn: loads instead, called as ``custom_load_fn(src=checkpoint, dst=module)``; the same on all
+                ranks.
+            fetch_z3_params: accepted; sharded parameters are always made whole for it.
         """
         with self._whole.gathered(list(self.module.parameters())):
             named = dict(self.module.named_parameters(remove_duplicate=False))
@@ -79,9 +93,24 @@ class CheckpointApi:
                 name: cut(value, self._whole.holdings.get(named[name]), named[name].shape) if name in named else value
                 for name, value in checkpoint.items()
             }
-            self.module.load_state_dict(mine, strict=strict)
+            if custom_load_fn is not None:
+                custom_load_fn(src=mine, dst=self.module)
+            else:
+                self.module.load_state_dict(mine, strict=strict)
         for follow in overrides(self.parts, "weights_replaced"):
             follow()
+
+    @staticmethod
+    def load_moe_state_dict(*args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: experts are in the same checkpoint as everything else.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "load_moe_state_dict reads files of one expert each; engine.load_checkpoint reads experts with the rest, "
+            "for any number of ranks"
+        )
 
     def counters(self) -> dict[str, int]:
         """Counters a checkpoint keeps."""

@@ -68,8 +68,11 @@ class EngineApi(CheckpointApi, ConfigAccessors, FamiliarNames, torch.nn.Module):
         """A context for several backwards whose gradients are reduced once, by the next backward or by ``step``."""
         return self._accumulation.coalesce()
 
-    def allreduce_gradients(self) -> None:
-        """Reduces gradients now rather than in ``step``. Call on all ranks, after the last backward."""
+    def allreduce_gradients(self, bucket_size: int | None = None) -> None:
+        """Reduces gradients now rather than in ``step``. Call on all ranks, after the last backward.
+
+        `bucket_size` is accepted; buckets are planned once, by ``zero_optimization.reduce_bucket_size``.
+        """
         for reduce in overrides(self.parts, "reduce_gradients"):
             reduce()
 

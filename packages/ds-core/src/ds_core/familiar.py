@@ -139,6 +139,33 @@ class FamiliarNames:
         self.module.compile(backend=chosen, **(compile_kwargs or {}))
         self.__dict__["_is_compiled"] = True
 
+    def register_compile_pass(self, pass_name: str, pass_fn: Callable[..., Any], contract: Any = None) -> NoReturn:
+        """Refused; see `_later`."""
+        raise _later("register_compile_pass", "ds-compile")
+
+    def get_compile_time(self) -> NoReturn:
+        """Refused; see `_later`."""
+        raise _later("get_compile_time", "ds-compile")
+
+    def set_custom_curriculum_learning_schedule(self, schedule_func_dict: Mapping[str, Any]) -> NoReturn:
+        """Refused; see `_later`."""
+        raise _later("set_custom_curriculum_learning_schedule", "ds-data")
+
+    def random_ltd_initialize(self) -> NoReturn:
+        """Refused; see `_later`."""
+        raise _later("random_ltd_initialize", "ds-data")
+
+    def print_forward_breakdown(self, fwd_time: float) -> NoReturn:
+        """Refused: gates and experts are not timed apart.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "print_forward_breakdown: times of gates and experts are not taken; wall_clock_breakdown reports forward, "
+            "backward and step, and torch.profiler what is inside"
+        )
+
     def is_deepcompile_enabled(self) -> bool:
         """False."""
         return False
@@ -154,3 +181,8 @@ class FamiliarNames:
             EngineError: always.
         """
         raise EngineError("gradients are clipped inside engine.step(), by gradient_clipping; set it in the config")
+
+
+def _later(method: str, wheel: str) -> MissingWheelError:
+    """The error for what a wheel that is not released will bring."""
+    return MissingWheelError(f"engine.{method} is planned in {wheel}, which is not released yet")

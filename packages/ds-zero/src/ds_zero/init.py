@@ -67,12 +67,18 @@ class Init:
         zero_param_parallel_group: Any = None,
         zero_quantized_weights: bool = False,
         zero_quantized_nontrainable_weights: bool = False,
+        sequence_data_parallel_group: Any = None,
+        param_swapper: Any = None,
+        tensor_overrides: Any = None,
     ) -> None:
         refused = {
             "mpu": mpu,
             "zero_param_parallel_group": zero_param_parallel_group,
             "zero_quantized_weights": zero_quantized_weights,
             "zero_quantized_nontrainable_weights": zero_quantized_nontrainable_weights,
+            "sequence_data_parallel_group": sequence_data_parallel_group,
+            "param_swapper": param_swapper,
+            "tensor_overrides": tensor_overrides,
         }
         for name, value in refused.items():
             if value:
