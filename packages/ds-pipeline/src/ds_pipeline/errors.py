@@ -46,5 +46,9 @@ class PartitionError(PipelineError, ValueError):
     """The layers of a model cannot be divided into stages as asked."""
 
 
+class LayerFileError(PipelineError, ValueError):
+    """Files of layers that do not fit the model, or layers that cannot be written one by one."""
+
+
 class StageError(PipelineError):
     """A stage failed or is gone. The message has the stage, its rank, and what this rank was doing."""

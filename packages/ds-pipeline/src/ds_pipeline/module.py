@@ -23,6 +23,7 @@ from ds_pipeline.given import begin_process_group, cost_of, count_pipe_ranks, fi
 from ds_pipeline.partition import LayerCost, PartitionPlan, plan_partition
 from ds_pipeline.profile import measure_on_first_rank
 from ds_pipeline.recompute import checkpointed, run_layers
+from ds_pipeline.saved_layers import SavedLayers
 from ds_pipeline.schedules import looped
 from ds_pipeline.spec import LayerSpec, TiedLayerSpec
 from ds_pipeline.stage import Stages
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 Layer = Callable[[Any], Any]
 
 
-class PipelineModule(nn.Module):
+class PipelineModule(SavedLayers, nn.Module):
     """Layers in a row, each taking what the one before gave: a tensor, or a tuple of tensors.
 
     In a job with several ranks it holds this rank's stages; the pipe axis is the outermost, so with two stages the
