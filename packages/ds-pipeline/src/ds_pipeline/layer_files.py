@@ -77,7 +77,7 @@ def load_layer(folder: str | Path, index: int, layer: nn.Module, *, strict: bool
     if len(paths) != 1:
         held = ", ".join(path.name for path in paths) or "none"
         raise LayerFileError(
-            f"layer {index} has one file layer_{index:02d}-*model_states.safetensors or .pt in {folder}; there is {held}"
+            f"layer {index} has one file layer_{index:02d}-*model_states.safetensors or .pt in {folder}, not {held}"
             ". Layers divided by tensor parallelism are merged by DeepSpeed's ds_to_universal"
         )
     state = _read(paths[0])
