@@ -94,8 +94,8 @@ def stop(number, frame):
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 Path(f"ready{rank}").write_text("")
-if sys.argv[1:] == ["fail"] and rank == "2":
-    while not all(Path(f"ready{other}").exists() for other in (0, 1)):
+if sys.argv[1:] == [rank]:
+    while not all(Path(f"ready{other}").exists() for other in range(3)):
         time.sleep(0.05)
     sys.exit(7)
 time.sleep(90)
@@ -118,16 +118,17 @@ def test_a_signal_reaches_the_ranks_on_every_machine(folder, monkeypatch):
 
 
 @pytest.mark.ranks
-def test_a_machine_that_fails_ends_the_others(folder, monkeypatch):
+@pytest.mark.parametrize(("failing", "elsewhere"), [(2, [0, 1]), (0, [2])])
+def test_a_machine_that_fails_ends_the_others(folder, monkeypatch, failing, elsewhere):
     put_on_path(folder, monkeypatch)
     (folder / "train.py").write_text(STOPPING)
     done = subprocess.run(
-        words_for("pdsh", "train.py", "fail"), capture_output=True, text=True, timeout=80, check=False
+        words_for("pdsh", "train.py", str(failing)), capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 7, done.stderr[-3000:]
-    assert "rank 2 of 3 exited with code 7" in done.stderr
+    assert f"rank {failing} of 3 exited with code 7" in done.stderr
     assert "another machine's ranks failed" in done.stderr
-    assert [(folder / f"saved{rank}").read_text() for rank in range(2)] == ["SIGTERM"] * 2
+    assert [(folder / f"saved{rank}").read_text() for rank in elsewhere] == ["SIGTERM"] * len(elsewhere)
 
 
 def spec_for(**changes) -> LaunchSpec:

@@ -49,7 +49,7 @@ class PeerWatch:
         self._ended.set()
         if failed and not self.has_stopped_us:
             try:
-                self._store(10).set(_KEY, str(self._node_rank))
+                self._store(3).set(_KEY, str(self._node_rank))
             except RuntimeError:  # the store was this machine's own, or its machine is gone: the others see that
                 return
 
