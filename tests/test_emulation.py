@@ -99,6 +99,20 @@ def test_an_op_over_the_program_gives_what_the_reference_gives(runner: Path, nam
     assert ops.called == {name}
 
 
+def test_ops_that_the_wheel_leaves_to_the_reference_are_named_and_not_called(runner: Path, tmp_path: Path) -> None:
+    from emulation.cases import run_cases
+    from emulation.targets import Architecture, Built, Machine
+
+    level = library().target
+    (tmp_path / "dsk_runner").symlink_to(runner)
+    (tmp_path / f"libdsk_cpu_{level}.so").symlink_to(library().path)
+    this_one = Machine(Architecture("here", "g++", "", "", ""), level, "this one")
+    outcome = run_cases(this_one, Built(tmp_path, "g++"), ["quantized_reduce", "sum_of_squares"], "")
+    assert outcome.uncovered == ["quantized_reduce"]
+    assert outcome.cases == outcome.same == {"sum_of_squares": len(op_cases.cases("sum_of_squares"))}
+    assert not outcome.failures
+
+
 def test_a_write_past_the_end_is_found(careless: Any) -> None:
     from emulation.runner import RunnerError
 

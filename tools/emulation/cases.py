@@ -13,6 +13,7 @@ import torch
 
 from ds_accel_cpu.isa import library
 from ds_accel_cpu.launching import cpu_ops
+from ds_accel_cpu.plugin import ds_ops
 from ds_core.ops.calls import KernelOps
 from ds_core.ops.case import Exactness, OpCase
 from ds_core.ops.native import KernelLibrary
@@ -77,11 +78,12 @@ def run_cases(machine: Machine, built: Built, ops: Sequence[str], emulator: str)
     outcome = Outcome(machine, emulator=emulator, compiler=built.compiler)
     began = time.monotonic()
     native = cpu_ops(library())
+    listed = {implementation.op for implementation in ds_ops()}
     with Runner(command(machine, built), built.library(machine.level)) as runner:
         emulated = EmulatedOps(runner)
         try:
             for name in ops or OPS:
-                if hasattr(native, name):
+                if name in listed:
                     _run_op(outcome, name, getattr(emulated, name), getattr(native, name))
                 else:
                     outcome.uncovered.append(name)
