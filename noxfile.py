@@ -37,6 +37,8 @@ LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "lightning
 TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", *LIBRARIES, *EXAMPLE_REQUIREMENTS)
 ALONE_REQUIREMENTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 DEMO_WHEELS = ("ds-core", "ds-zero", "ds-accel-cpu")
+COMPAT_WHEELS = (*DEMO_WHEELS, "ds-deepspeed")
+COMPAT_REQUIREMENTS = ("transformers", "accelerate", "tokenizers")
 PEER_REQUIREMENTS = ("deepspeed==0.19.8",)
 OTHER_TORCH = ("2.10.0", "2.14.1")
 MATRIX_WHEELS = ("ds-core", "ds-accel-cpu")
@@ -489,9 +491,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-compat", default=False)
 def bench_compat(session: nox.Session) -> None:
-    """The losses of one script under deepspeed and under our wheel of that name, at every stage, in fp32 and bf16."""
-    install_wheels(session, list(PACKAGES))
-    peers = ["--peers-python", str(peers_python(session))]
+    """The losses of two scripts under deepspeed and under our wheel of that name, at every stage, in fp32 and bf16."""
+    install_wheels(session, COMPAT_WHEELS, *COMPAT_REQUIREMENTS)
+    peers = ["--peers-python", str(peers_python(session, *COMPAT_REQUIREMENTS))]
     session.run("python", "benchmarks/compat.py", *peers, *session.posargs, env=QUIET_ENV)
 
 
@@ -509,15 +511,15 @@ def golden(session: nox.Session) -> None:
     session.run("python", "tools/golden_deepspeed.py", str(peers_python(session)), *session.posargs, env=QUIET_ENV)
 
 
-def peers_python(session: nox.Session) -> Path:
-    """Python of the environment that holds the peers, made at first use."""
+def peers_python(session: nox.Session, *extra: str) -> Path:
+    """Python of the environment that holds the peers and `extra`, made at first use."""
     folder = ROOT / ".nox" / "bench-peers"
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS)]
     session.run(*pip, "torch", "numpy", "setuptools", "wheel", "ninja", external=True)
-    session.run(*pip, "--no-build-isolation", *PEER_REQUIREMENTS, external=True, env={"DS_BUILD_OPS": "0"})
+    session.run(*pip, "--no-build-isolation", *PEER_REQUIREMENTS, *extra, external=True, env={"DS_BUILD_OPS": "0"})
     return python
 
 

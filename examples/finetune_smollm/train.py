@@ -26,7 +26,6 @@ CONFIG: dict[str, Any] = {
     "gradient_clipping": 1.0,
     "optimizer": {"type": "AdamW", "params": {"lr": 2e-5, "betas": [0.9, 0.95], "weight_decay": 0.01}},
     "bf16": {"enabled": True},  # float32 masters are kept beside
-    "data_types": {"buffer_dtype": "fp32"},  # rotary frequencies in bfloat16 would be other positions
     "zero_optimization": {"stage": 3},
 }
 

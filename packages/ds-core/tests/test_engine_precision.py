@@ -163,6 +163,52 @@ def test_buffers_follow_their_own_dtype():
     assert model[1].weight.dtype == torch.bfloat16
 
 
+class Placed(nn.Module):
+    """Weights, and angles that are no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(7, 4), nn.BatchNorm1d(4))
+        self.register_buffer("angles", torch.linspace(0.1, 0.9, 4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.angles.cos().to(x.dtype)
+
+
+@pytest.mark.parametrize("made_in", [torch.float32, torch.bfloat16])
+def test_buffers_stay_as_the_model_made_them_and_running_statistics_follow_weights(made_in):
+    model = Placed()
+    model.inner.to(made_in)
+    before = model.angles.clone()
+    engine, _ = run(steps=0, model=model, bf16={"enabled": True})
+    assert torch.equal(model.angles, before)
+    assert model.inner[1].running_mean.dtype == torch.bfloat16
+    assert engine(batches(1)[0].bfloat16()).isfinite().all()
+
+
+class Shifted(nn.Linear):
+    """Adds a float32 buffer to what it computed, and goes on with that."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 7)
+        self.register_buffer("shift", torch.ones(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(super().forward(x) + self.shift)
+
+
+def test_a_forward_that_mixes_a_buffer_in_is_told_the_setting(caplog):
+    engine, _ = run(steps=0, model=Shifted(), bf16={"enabled": True})
+    with caplog.at_level("WARNING"), pytest.raises(RuntimeError, match="dtype"):
+        engine(torch.ones(2, 7).bfloat16())
+    assert (
+        'buffers keep float32: shift. If one of them meets activations, set data_types.buffer_dtype to "bfloat16"'
+        in (caplog.text)
+    )
+    engine, _ = run(steps=0, model=Shifted(), bf16={"enabled": True}, data_types={"buffer_dtype": "bfloat16"})
+    assert engine(torch.ones(2, 7).bfloat16()).dtype == torch.bfloat16
+
+
 def test_fp16_and_bf16_together_are_refused():
     with pytest.raises(ConfigError):
         run(steps=0, fp16={"enabled": True}, bf16={"enabled": True})

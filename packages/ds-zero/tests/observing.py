@@ -17,7 +17,7 @@ class Model(nn.Module):
         self.register_buffer("shift", torch.zeros(2))
 
     def forward(self, x: torch.Tensor, use_spare: bool = True) -> torch.Tensor:
-        out = self.b(torch.tanh(self.a(x))) + self.shift
+        out = self.b(torch.tanh(self.a(x))) + self.shift.to(x.dtype)
         return self.spare(out) if use_spare else out
 
 

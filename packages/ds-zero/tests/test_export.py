@@ -71,8 +71,7 @@ def logits(module: nn.Module) -> torch.Tensor:
 
 
 def _exported(folder: str, kind: str, bf16: bool) -> tuple[torch.dtype, torch.Tensor, torch.Tensor]:
-    # Rotary frequencies are buffers, which transformers keeps in fp32 whatever the weights are.
-    mode = {"bf16": {"enabled": True}, "data_types": {"buffer_dtype": "fp32"}} if bf16 else {}
+    mode = {"bf16": {"enabled": True}} if bf16 else {}
     engine = build(model(kind, torch.bfloat16 if bf16 else torch.float32), **mode)
     train(engine)
     engine.export_hf(folder, max_shard_size="20KB")

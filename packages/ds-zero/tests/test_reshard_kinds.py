@@ -69,7 +69,9 @@ def converted(found: dict[str, torch.Tensor], trained: Collection[str], kind: st
     expected: dict[str, torch.Tensor] = {}
     for key, value in found.items():
         family, _, name = key.partition("/")
-        if family == "model":
+        if key == "model/seen":  # a buffer of the model's own stays in the dtype it was made in
+            expected[key] = value
+        elif family == "model":
             fine = found.get(f"optimizer/master/{name}", value)
             expected[key] = value if value.dtype == dtype else fine.to(dtype) if value.is_floating_point() else value
             if dtype != torch.float32 and name in trained:

@@ -118,7 +118,7 @@ class DataTypesSection(Section):
     param_dtype: DTypeName | None = None
     """Type parameters are converted to; the one fp16 or bf16 implies when null."""
     buffer_dtype: DTypeName | None = None
-    """Type floating-point buffers are converted to; the parameters' when null."""
+    """Type floating-point buffers are converted to; null: each keeps its own, but running statistics follow weights."""
 
     refused_keys: ClassVar[Mapping[str, str | Refused]] = {
         "keep_in_fp32_modules": "modules are converted all alike so far; take it out",
