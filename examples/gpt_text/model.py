@@ -100,7 +100,8 @@ class Rotation(nn.Module):
         """`x` with each pair (first half, second half) turned."""
         cos, sin = self.cos[: x_BHTK.shape[-2]], self.sin[: x_BHTK.shape[-2]]
         first, second = x_BHTK.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return turned.to(x_BHTK.dtype)  # the tables stay in float32 whatever the weights are
 
 
 class Gpt(nn.Module):
