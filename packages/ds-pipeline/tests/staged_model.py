@@ -75,6 +75,11 @@ def make(kind: str = "plain", stages: int = 1, **arguments: Any) -> PipelineModu
     return PipelineModule(layers(kind), num_stages=stages, loss_fn=loss_fn, seed_layers=True, **arguments)
 
 
+def make_two() -> PipelineModule:
+    """A model for two stages, of unlike sizes."""
+    return make("plain", 2)
+
+
 def settings(micro_batches: int = MICRO_BATCHES, **sections: Any) -> dict[str, Any]:
     """A config of one micro-batch size; `sections` on top."""
     return {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ds_core.build import Build
     from ds_core.config import Config
+    from ds_core.mesh import MeshPlan
     from ds_core.part import Part
     from ds_core.runner import Runner
 
@@ -44,13 +45,14 @@ __all__ = [
     "Proof",
     "ReportRow",
     "SchedulerEntry",
+    "Share",
     "TransformEntry",
     "hookimpl",
     "hookspec",
 ]
 
 ENTRY_POINT_GROUP = "ds_core.plugins"
-HOOK_API = (1, 3)
+HOOK_API = (1, 4)
 """(major, minor) of the specs in this file. Minor only adds; a plugin needs the same major and at most this minor."""
 
 hookspec = pluggy.HookspecMarker("ds_core")
@@ -269,6 +271,25 @@ class TransformEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What a rank would keep of one parameter of a model that ranks divide. Since hook API 1.4.
+
+    Args:
+        name: of the parameter in the undivided model.
+        is_kept: False: this rank has none of it.
+        axis: of the batch, along which ranks hold different values; empty for none.
+        slices: equal parts that dim 0 is cut into along it.
+        shared: by an axis of the model, the places along it that hold the same values; left out: this rank's alone.
+    """
+
+    name: str
+    is_kept: bool = True
+    axis: str = ""
+    slices: int = 1
+    shared: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class MonitorEntry:
     """A metric sink: the config section that enables it, and ``factory(section) -> ds_core.monitors.Monitor``."""
 
@@ -367,6 +388,15 @@ def ds_mesh_axes(config: Config, model: torch.nn.Module | None) -> Iterable[Axis
 @hookspec
 def ds_transforms(build: Build) -> Iterable[TransformEntry]:  # type: ignore[empty-body]
     """Model transforms for this engine. Called once per engine, on every rank."""
+
+
+@hookspec
+def ds_shares(config: Config, model: torch.nn.Module, mesh: MeshPlan, rank: int) -> Iterable[Share]:  # type: ignore[empty-body]
+    """What `rank` of a job would keep, after the transforms, of parameters that this plugin has ranks divide.
+
+    Called by what plans a job before any rank is started, in one process; parameters that nobody names are kept whole.
+    Must not communicate, nor read values, for the model may have none, nor change the model. Since hook API 1.4.
+    """
 
 
 @hookspec

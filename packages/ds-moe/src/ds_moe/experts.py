@@ -38,7 +38,7 @@ class Experts(torch.nn.Module):
         if num_local_experts < 1:
             raise MoeConfigError(f"num_local_experts must be 1 or more, got {num_local_experts}")
         self.first: int = 0
-        seed = None if isinstance(expert, torch.nn.Module) else int(torch.randint(2**62, ()))
+        seed = None if isinstance(expert, torch.nn.Module) else int(torch.randint(2**62, (), device="cpu"))
         for number in range(num_local_experts):
             self.add_module(str(number), make_expert(expert, None if seed is None else seed + number))
         for parameter in self.parameters():

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds_core.hooks import AxisRequest, ConfigSection, ReportRow, TransformEntry, hookimpl
+from ds_core.hooks import AxisRequest, ConfigSection, ReportRow, Share, TransformEntry, hookimpl
 
 if TYPE_CHECKING:
     import torch
 
     from ds_core.build import Build
     from ds_core.config import Config
+    from ds_core.mesh import MeshPlan
     from ds_core.part import Part
 
-DS_HOOK_API = (1, 3)
+DS_HOOK_API = (1, 4)
 
 
 @hookimpl
@@ -63,6 +64,14 @@ def ds_transforms(build: Build) -> Iterable[TransformEntry]:
             TransformEntry("hugging_face_experts", convert_experts, before=("pipeline",), after=("expert_parallel",))
         )
     return entries
+
+
+@hookimpl
+def ds_shares(config: Config, model: torch.nn.Module, mesh: MeshPlan, rank: int) -> Iterable[Share]:
+    """A rank's experts."""
+    from ds_moe.shares import shares_of
+
+    return shares_of(config, model, mesh, rank)
 
 
 @hookimpl

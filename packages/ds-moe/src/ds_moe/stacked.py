@@ -47,11 +47,11 @@ class StackedExperts(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         """Values as `torch.nn.Linear` draws them; an expert's depend on its number and on torch's seed only."""
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))  # also where parameters are to have no values
         for place, parameter in enumerate(self.parameters()):
             fan_in = parameter.shape[-1] if parameter.dim() == 3 else self._fan_in_of_bias(place)
             bound = 1 / math.sqrt(fan_in)
-            for number in range(self.num_experts):
+            for number in range(0 if parameter.is_meta else self.num_experts):
                 generator = torch.Generator().manual_seed(seed + number * 64 + place)
                 drawn = torch.empty(parameter.shape[1:]).uniform_(-bound, bound, generator=generator)
                 with torch.no_grad():

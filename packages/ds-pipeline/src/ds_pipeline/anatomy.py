@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from ds_core.errors import ModelError
+from ds_core.placeholder import placeholder
 
 __all__ = ["Anatomy", "examine", "refuse"]
 
@@ -111,13 +113,25 @@ class _Echo(nn.Module):
 
 
 def _probe(model: nn.Module, path: str, layers: nn.ModuleList, seen: _Seen) -> None:
-    device = next(model.parameters()).device
+    is_hollow = next(model.parameters()).is_meta
+    device = torch.device("cpu") if is_hollow else next(model.parameters()).device
     with _watching(model, path, layers, seen), torch.no_grad(), torch.random.fork_rng(devices=[]):
         tokens = torch.zeros((1, 2), dtype=torch.int64, device=device)
+        values = _stand_ins(model) if is_hollow else {}
         try:
-            model(input_ids=tokens, use_cache=False)
+            functional_call(model, values, (), {"input_ids": tokens, "use_cache": False}, strict=False)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             raise refuse(model, f"a forward over two tokens fails: {type(error).__name__}: {error}") from error
+
+
+def _stand_ins(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Values for a model without any, an element of memory each; buffers are zeros."""
+    cpu = torch.device("cpu")
+    found = {
+        name: placeholder(p.shape, p.dtype, cpu) if p.dim() else torch.zeros((), dtype=p.dtype)
+        for name, p in model.named_parameters()
+    }
+    return {**found, **{name: torch.zeros(b.shape, dtype=b.dtype) for name, b in model.named_buffers() if b.is_meta}}
 
 
 @contextmanager

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_pipeline.config import PipelineConfig
 
-__all__ = ["HuggingFaceStages", "cut"]
+__all__ = ["HuggingFaceStages", "cut", "plan_of", "ranks_of_parameters"]
 
 TOKENS = ("input_ids", "inputs_embeds")
 
@@ -71,6 +71,40 @@ def _costs(model: nn.Module, anatomy: Anatomy) -> list[LayerCost]:
         numels[at] += sum(owned.values())
     titles = [type(layer).__name__ for layer in layers.children()]
     return [LayerCost(title, numel) for title, numel in zip(titles, numels, strict=True)]
+
+
+def plan_of(model: nn.Module, rank_of_stage: tuple[int, ...], partition: Any) -> tuple[Anatomy, PartitionPlan]:
+    """The parts of `model`, which may have no values, and its stages as far as they are known without measuring.
+
+    Raises:
+        ModelError: it is not understood.
+        PartitionError: its layers cannot be divided as asked; or they would be measured.
+    """
+    if partition == "profile":
+        raise PartitionError(
+            "pipeline.partition 'profile' measures layers in a run, so what a stage has is not known before; set "
+            "pipeline.partition to the boundaries that a run printed, such as [0, 3, 6]"
+        )
+    anatomy = examine(model)
+    return anatomy, plan_partition(_costs(model, anatomy), len(rank_of_stage), partition)
+
+
+def ranks_of_parameters(
+    model: nn.Module, anatomy: Anatomy, plan: PartitionPlan, rank_of_stage: tuple[int, ...]
+) -> dict[int, set[int]]:
+    """Pipe ranks that use each parameter, by id."""
+    found: dict[int, set[int]] = {}
+
+    def note(module: nn.Module, stage: int, recurse: bool) -> None:
+        for parameter in module.parameters(recurse=recurse):
+            found.setdefault(id(parameter), set()).add(rank_of_stage[stage])
+
+    for paths, stage in ((anatomy.before, 0), (anatomy.after, len(rank_of_stage) - 1)):
+        for path in paths:
+            note(model.get_submodule(path), stage, False)
+    for index, layer in enumerate(model.get_submodule(anatomy.layers).children()):
+        note(layer, plan.stage_of(index), True)
+    return found
 
 
 class HuggingFaceStages(nn.Module):
@@ -229,7 +263,7 @@ class HuggingFaceStages(nn.Module):
 
     def _drop(self, full: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Replaces what is on other ranks; notes who shares what."""
-        ranks = self._ranks_of_parameters()
+        ranks = ranks_of_parameters(self._whole, self._anatomy, self.plan, self.stages.rank_of_stage)
         names = {id(parameter): name for name, parameter in self._whole.named_parameters()}
         self._ties = {names[key]: tuple(sorted(found)) for key, found in ranks.items() if len(found) > 1}
         kept = {key for key, found in ranks.items() if self.stages.rank in found}
@@ -239,22 +273,6 @@ class HuggingFaceStages(nn.Module):
                 if id(parameter) in kept:
                     assign(parameter, value.detach().clone())
         self._prune(self._whole, "", kept, set())
-
-    def _ranks_of_parameters(self) -> dict[int, set[int]]:
-        """Pipe ranks that use each parameter, by id."""
-        found: dict[int, set[int]] = {}
-        placed = self.stages.rank_of_stage
-
-        def note(module: nn.Module, stage: int, recurse: bool) -> None:
-            for parameter in module.parameters(recurse=recurse):
-                found.setdefault(id(parameter), set()).add(placed[stage])
-
-        for paths, stage in ((self._anatomy.before, 0), (self._anatomy.after, self.stages.last)):
-            for path in paths:
-                note(self._whole.get_submodule(path), stage, False)
-        for index, layer in enumerate(self._whole.get_submodule(self._anatomy.layers).children()):
-            note(layer, self.plan.stage_of(index), True)
-        return found
 
     def _prune(self, module: nn.Module, path: str, kept: set[int], named: set[int]) -> None:
         """Stand-ins for modules without parameters that are kept, or whose kept ones have an earlier name."""

@@ -67,6 +67,7 @@ class PipelineModule(SavedLayers, nn.Module):
         plan: which layers each stage has; ``partition_plan`` is its text.
         stages: which stages this rank has.
         tied: tied layers of this rank by key.
+        asked_stages: pipe ranks it was made for, also where it is alone.
 
     Raises:
         PartitionError: the layers cannot be divided as asked, for example a stage would have no parameters.
@@ -111,6 +112,7 @@ class PipelineModule(SavedLayers, nn.Module):
         self.layers = nn.ModuleDict()
         self.tied = nn.ModuleDict()
         ranks = count_pipe_ranks(num_stages, topology)
+        self.asked_stages: int = num_stages or (ranks if topology is None else topology.get_dim("pipe"))
         _refuse_divided(ranks)
         self.stages: Stages = Stages((0,), 0)
         with torch.random.fork_rng(devices=[]):
@@ -154,6 +156,21 @@ class PipelineModule(SavedLayers, nn.Module):
             del self.tied[key]
         if comm.get_rank() == 0:
             logger.info("%s", self.plan)
+
+    def plan_ranks(self, rank_of_stage: Sequence[int], partition: str | Sequence[int] | None) -> dict[int, set[int]]:
+        """Pipe ranks that would have each parameter, by id, were the layers, all of which are here, divided so.
+
+        Raises:
+            PartitionError: the layers cannot be divided so.
+        """
+        placed = tuple(rank_of_stage)
+        plan = plan_partition(self._costs, len(placed), self.partition_method if partition is None else partition)
+        found: dict[int, set[int]] = {}
+        for index, spec in enumerate(self._specs):
+            made = self.tied[spec.key] if isinstance(spec, TiedLayerSpec) else self._run[index]
+            for parameter in made.parameters() if isinstance(made, nn.Module) else ():
+                found.setdefault(id(parameter), set()).add(placed[plan.stage_of(index)])
+        return found
 
     def gather_layers(self, full: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Makes layers whole that were given as modules and constructed in pieces. Called on all ranks.

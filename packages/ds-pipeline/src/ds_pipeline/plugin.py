@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ds_core.hooks import AxisRequest, CommandEntry, ConfigSection, ReportRow, TransformEntry, hookimpl
+from ds_core.hooks import AxisRequest, CommandEntry, ConfigSection, ReportRow, Share, TransformEntry, hookimpl
 
 if TYPE_CHECKING:
     from ds_core.build import Build
     from ds_core.config import Config
+    from ds_core.mesh import MeshPlan
     from ds_core.part import Part
     from ds_core.runner import Runner
 
-DS_HOOK_API = (1, 3)
+DS_HOOK_API = (1, 4)
 
 PIPE_PLACE = 100
 
@@ -47,6 +48,16 @@ def ds_transforms(build: Build) -> Iterable[TransformEntry]:
     from ds_pipeline.transform import keep_stages
 
     return [TransformEntry("pipeline", keep_stages)]
+
+
+@hookimpl
+def ds_shares(config: Config, model: Any, mesh: MeshPlan, rank: int) -> Iterable[Share]:
+    """Parameters of a rank's stages."""
+    if mesh.size("pipe") == 1:
+        return []
+    from ds_pipeline.shares import shares_of
+
+    return shares_of(config, model, mesh.size("pipe"), mesh.coords(rank)["pipe"])
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ds_core import comm
 from ds_core.errors import ConfigError
 from ds_core.holdings import Holding, share_names
 from ds_core.placeholder import move_module
@@ -35,7 +36,8 @@ def pipe_ranks(config: Config, model: torch.nn.Module | None) -> int:
     wanted: int | None = config["pipeline"].stages
     if not isinstance(model, PipelineModule):
         return wanted or 1
-    made = model.num_pipeline_stages()
+    is_planned = comm.get_world_size() == 1 and config.facts.world_size > 1  # no rank is started
+    made = model.asked_stages if is_planned else model.num_pipeline_stages()
     if wanted is not None and wanted != made and not (made == 1 and config.facts.world_size == 1):
         raise ConfigError(
             f"pipeline.stages is {wanted}, and the PipelineModule was made for {made} (num_stages); give one of them "

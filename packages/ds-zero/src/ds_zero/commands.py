@@ -34,6 +34,10 @@ def plan(
         ),
     ],
     world: Annotated[int, typer.Option("--world", min=1, help="Ranks of the job; none is started.")],
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=0, help="The rank to plan for; left out, the fullest of a divided model."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, in bytes.")] = False,
     units: Annotated[bool, typer.Option("--units", help="List what is gathered and released together.")] = False,
     activations: Annotated[
@@ -49,12 +53,17 @@ def plan(
     from ds_zero.estimate import estimate
     from ds_zero.estimate.fit import other_stages, smallest_change
     from ds_zero.estimate.models import count, model_of
+    from ds_zero.estimate.text import size
 
     options: dict[str, Any] = {"activation_bytes": count(activations, "--activations")}
     limit = None if device_memory is None else count(device_memory, "--device-memory")
     raw = load(config)
     made = model_of(model)
-    found = estimate(made, raw, world, **options)
+    found = estimate(made, raw, world, rank=rank or 0, **options)
+    places = _places(found, made, raw, **options)
+    if rank is None and places:
+        found = max(places, key=lambda one: one.peak_bytes)
+    options["rank"] = found.rank
     others = other_stages(made, raw, world, found.stage, **options)
     change = None
     if limit is not None and found.peak_bytes > limit:
@@ -64,6 +73,12 @@ def plan(
         return
     _show(found, model, units)
     typer.echo()
+    if places:
+        rows = [
+            (str(one.rank), _at(one), f"{one.numel:,}", size(one.bytes_of()), size(one.peak_bytes)) for one in places
+        ]
+        _table(("rank", "place", "parameters", "held", "device peak"), rows, right=(0, 2, 3, 4))
+        typer.echo()
     _table(
         ("other settings", "held", "device peak", "sent a step"), [_other(other) for other in others], right=(1, 2, 3)
     )
@@ -71,11 +86,30 @@ def plan(
         typer.echo(f"\n{_verdict(found, limit, change)}")
 
 
+def _places(found: Estimate, model: Any, raw: Any, **options: Any) -> list[Estimate]:
+    """One rank of each place in the mesh that the model is divided over; none where it is whole everywhere."""
+    from ds_zero.estimate import estimate
+    from ds_zero.estimate.setup import set_up
+
+    if not found.place:
+        return []
+    mesh = set_up(model, raw, found.world).mesh
+    firsts: dict[tuple[tuple[str, int], ...], int] = {}
+    for rank in range(found.world):
+        firsts.setdefault(tuple((name, mesh.coords(rank)[name]) for name in found.place), rank)
+    return [estimate(model, raw, found.world, rank=rank, **options) for rank in firsts.values()]
+
+
+def _at(found: Estimate) -> str:
+    return ", ".join(f"{name} {at}" for name, at in found.place.items())
+
+
 def _show(found: Estimate, model: str, units: bool) -> None:
     from ds_zero.estimate.text import size
 
     per = max(found.trainable_numel, 1)
-    title = f"{model} at stage {found.stage}: {found.numel:,} parameters on {found.ranks:,} data-parallel ranks"
+    whose = f"rank {found.rank} ({_at(found)}) keeps {found.numel:,}" if found.place else f"{found.numel:,}"
+    title = f"{model} at stage {found.stage}: {whose} parameters on {found.ranks:,} data-parallel ranks"
     rows = [
         (
             row.kind,
@@ -95,6 +129,9 @@ def _show(found: Estimate, model: str, units: bool) -> None:
     _table(("on each rank", "where", "bytes", "a parameter", "padding"), rows, right=(2, 3, 4), title=title)
     if not found.activation_bytes:
         typer.echo(NOT_COUNTED)
+    if found.place:
+        typer.echo("not counted: what is sent, where ranks divide the model")
+        return
     typer.echo()
     sent = [(row.kind, row.op, f"{row.calls:,}", size(row.sent_bytes)) for row in found.sent]
     sent.append(("sent in all", "", f"{sum(row.calls for row in found.sent):,}", size(found.sent_bytes)))
@@ -114,7 +151,8 @@ def _other(change: Change) -> tuple[str, str, str, str]:
     if change.estimate is None:
         return change.what, "refused", change.refusal, ""
     found = change.estimate
-    return change.what, size(found.bytes_of()), size(found.peak_bytes), size(found.sent_bytes)
+    sent = "not counted" if found.place else size(found.sent_bytes)
+    return change.what, size(found.bytes_of()), size(found.peak_bytes), sent
 
 
 def _verdict(found: Estimate, limit: int, change: Change | None) -> str:

@@ -63,6 +63,7 @@ HOOK_RULES: dict[str, Rule] = {
     "ds_schedulers": Rule(hooks.SchedulerEntry, lower=False),
     "ds_mesh_axes": Rule(hooks.AxisRequest),
     "ds_transforms": Rule(hooks.TransformEntry),
+    "ds_shares": Rule(hooks.Share, lower=False),
     "ds_parts": Rule("ds_core.part:Part"),
     "ds_runner": Rule("ds_core.runner:Runner", named=None),
     "ds_monitors": Rule(hooks.MonitorEntry),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,13 +38,15 @@ class Estimate:
     Attributes:
         stage: ZeRO stage.
         world, ranks: ranks of the job, and data-parallel ones among them.
-        rank: the data-parallel rank it is for; others differ by padding at most.
-        numel, trainable_numel: elements of the model's parameters, and of those an optimizer updates.
+        rank: the rank it is for; others with the same `place` differ by padding at most.
+        place: its place on each mesh axis that divides the model; empty where none does.
+        numel, trainable_numel: elements of the parameters of the model, or of its share of it, and of those an
+            optimizer updates.
         accumulation: micro-batches per step.
         optimizer: class of the optimizer; None without one.
         held: what stays between passes, at the step's end of backward.
         passing: what comes and goes within a pass, at most.
-        sent: collectives of a step, from the third step on.
+        sent: collectives of a step, from the third step on; not counted where ranks divide the model.
         units: the plan of units.
         activation_bytes: what the caller said activations take; they are not estimated.
     """
@@ -62,6 +64,7 @@ class Estimate:
     sent: tuple[Sent, ...]
     units: tuple[UnitRow, ...]
     activation_bytes: int = 0
+    place: Mapping[str, int] = field(default_factory=dict)
 
     def bytes_of(self, *kinds: str) -> int:
         """Bytes of these kinds, wherever they are; without kinds, of all that is held between passes."""
@@ -103,13 +106,14 @@ def estimate(
 
     State between passes, and the collectives of a step, are what the run has, to the byte, for a model that uses each
     module once a forward (see `ds_zero.estimate.gathers`) and gives every trained parameter a gradient. Not counted:
-    activations, what single kernels and the allocator take, and what transforms of other wheels do to the model.
+    activations, what single kernels and the allocator take, and what transforms of other wheels do to the model, other
+    than dividing it over ranks, which they tell by the hook ``ds_shares``.
 
     Args:
         model: a module on any device, the meta device best; or shapes by parameter name.
         config: as `initialize` takes it, or already loaded.
         world: ranks of the job.
-        rank: data-parallel rank the padding is counted for.
+        rank: of the job, the one it is for.
         model_parameters: as `initialize` takes it.
         optimizer: makes the optimizer from parameter groups, in the place of the config's.
         activation_bytes: what activations of a micro-batch take on a device.
@@ -122,9 +126,9 @@ def estimate(
         if value < least:
             raise ConfigError(f"{name} must be {least} or more, got {value}")
     module = model if isinstance(model, nn.Module) else from_shapes(model)
-    setup = set_up(module, config, world, model_parameters=model_parameters, accelerator=accelerator)
-    if rank >= setup.ranks:
-        raise ConfigError(f"rank must be below the {setup.ranks} data-parallel ranks, got {rank}")
+    if rank >= world:
+        raise ConfigError(f"rank must be below the {world} ranks of the job, got {rank}")
+    setup = set_up(module, config, world, rank=rank, model_parameters=model_parameters, accelerator=accelerator)
     states = find_states(setup, optimizer)
     gathers = count_gathers(setup)
     passing = (
@@ -141,11 +145,12 @@ def estimate(
         trainable_numel=sum(math.prod(member.parameter.shape) for member in members),
         accumulation=setup.accumulation,
         optimizer=None if states is None else states.name,
-        held=held(setup, states, rank),
+        held=held(setup, states),
         passing=tuple(row for row in passing if row.bytes),
-        sent=traffic(setup, gathers, by_segment=states is not None and states.by_segment),
+        sent=() if setup.place else traffic(setup, gathers, by_segment=states is not None and states.by_segment),
         units=tuple(
             UnitRow(unit.title, len(unit.names), unit.numel, unit.index in setup.whole_units) for unit in setup.units
         ),
         activation_bytes=activation_bytes,
+        place=setup.place,
     )

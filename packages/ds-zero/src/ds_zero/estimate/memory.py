@@ -32,9 +32,9 @@ class Held:
     padding_bytes: int = 0
 
 
-def held(setup: Setup, states: States | None, rank: int) -> tuple[Held, ...]:
-    """What stays between passes on `rank`, in one order of kinds; kinds without bytes are left out."""
-    rows = [*_weights(setup, rank), *_gradients(setup, rank), *_optimizer(setup, states, rank)]
+def held(setup: Setup, states: States | None) -> tuple[Held, ...]:
+    """What stays between passes on the rank, in one order of kinds; kinds without bytes are left out."""
+    rows = [*_weights(setup), *_gradients(setup), *_optimizer(setup, states)]
     merged: dict[tuple[str, str], list[int]] = {}
     for row in rows:
         sums = merged.setdefault((row.kind, row.place), [0, 0])
@@ -54,7 +54,7 @@ def _row(kind: str, place: str, group: Group, ranges: Iterable[Range], itemsize:
     return Held(kind, place, sum(part.numel for part in ranges) * itemsize, _padding(group, ranges) * itemsize)
 
 
-def _weights(setup: Setup, rank: int) -> Iterator[Held]:
+def _weights(setup: Setup) -> Iterator[Held]:
     """Working weights as the space lays them out, stand-ins, what the space leaves alone, buffers."""
     for group in setup.groups:
         frozen = "frozen " if group.is_frozen else ""
@@ -63,7 +63,7 @@ def _weights(setup: Setup, rank: int) -> Iterator[Held]:
         yield _row(frozen + kind, "device", group, [bucket.whole for bucket in whole], group.dtype.itemsize)
         if setup.is_partitioned:
             sharded = [bucket for bucket in group.layout.buckets if bucket.unit not in setup.whole_units]
-            shards = [bucket.shard(rank, setup.ranks) for bucket in sharded]
+            shards = [bucket.shard(group.rank, group.ranks) for bucket in sharded]
             yield _row(f"{frozen}weights", setup.places.weights, group, shards, group.dtype.itemsize)
             slots = [slot for bucket in sharded for slot in group.layout.slots[bucket.first : bucket.last]]
             yield Held("stand-ins", "device", sum(bool(slot.numel) for slot in slots) * group.dtype.itemsize)
@@ -72,11 +72,12 @@ def _weights(setup: Setup, rank: int) -> Iterator[Held]:
     yield Held("buffers", "device", sum(buffer.numel() * buffer.dtype.itemsize for buffer in setup.outline.buffers()))
 
 
-def _gradients(setup: Setup, rank: int) -> Iterator[Held]:
+def _gradients(setup: Setup) -> Iterator[Held]:
     """Gradients at their most between passes: whole buckets unless every backward reduces them to the owner's part."""
     for group in setup.trainable:
-        parts = setup.owned(group, rank) if is_reduced_at_once(setup) else group.layout.whole()
-        place = setup.places.gradients if is_reduced_at_once(setup) else "device"
+        is_at_once = is_reduced_at_once(setup) and not group.is_late
+        parts = setup.owned(group) if is_at_once else group.layout.whole()
+        place = setup.places.gradients if is_at_once else "device"
         yield _row("gradients", place, group, parts, group.grad_dtype.itemsize)
     trained = {id(member.parameter) for group in setup.trainable for member in group.members}
     strays = [p for p in setup.outline.parameters() if p.requires_grad and id(p) not in trained]
@@ -90,14 +91,14 @@ def is_reduced_at_once(setup: Setup) -> bool:
     return setup.policy.every_backward or (setup.policy.overlap and setup.accumulation == 1)
 
 
-def _optimizer(setup: Setup, states: States | None, rank: int) -> Iterator[Held]:
+def _optimizer(setup: Setup, states: States | None) -> Iterator[Held]:
     """Master weights and optimizer states, per piece as `ds_core.masters` cuts them."""
     if states is None:
         return
     place = setup.places.optimizer
     for group in setup.trainable:
         dtype = setup.master_dtype or group.dtype
-        owned = setup.owned(group, rank)
+        owned = setup.owned(group)
         copied = [part for part in owned if dtype != group.dtype or not _is_near(setup, group, part)]
         ranges = copied if states.is_flat else [part for _, part in group.layout.fragments(copied)]
         yield _row("master weights", place, group, ranges, dtype.itemsize)
@@ -144,8 +145,8 @@ def gradients_in_flight(setup: Setup) -> int:
         for bucket, group in buckets
     }
     if not is_reduced_at_once(setup):
-        out = setup.ranks if setup.is_sharded else 0
-        own = [bucket.numel // out * group.wire_dtype.itemsize if out else 0 for bucket, group in buckets]
+        out = setup.is_sharded
+        own = [bucket.numel // group.ranks * group.wire_dtype.itemsize * out for bucket, group in buckets]
         return max((wire[id(bucket)] + part for (bucket, _), part in zip(buckets, own, strict=True)), default=0)
     size = {id(bucket): bucket.numel * group.grad_dtype.itemsize for bucket, group in buckets}
     small = {unit.index for unit in setup.units if unit.is_small}

@@ -17,8 +17,9 @@ from ds_core import accelerator as accelerators
 from ds_core import plugins
 from ds_core.build import Build
 from ds_core.config import Config, Facts, RawConfig, load, resolve
-from ds_core.errors import ConfigError
+from ds_core.errors import ModelError
 from ds_core.flat import FROZEN, NamedParameter, group_layouts
+from ds_core.holdings import Replicas
 from ds_core.layout import FlatLayout, Range
 from ds_core.mesh import DATA_AXIS, MeshPlan, plan
 from ds_core.parameters import optimizer_groups
@@ -26,6 +27,7 @@ from ds_core.parts import Accumulation, Precision
 from ds_core.space import SpacePolicy
 from ds_core.units import Unit
 from ds_zero.estimate.shapes import outline
+from ds_zero.estimate.share import Kept, batch_of, keep_shares
 from ds_zero.part import mark_leaves, policy_for, units_for
 
 if TYPE_CHECKING:
@@ -51,11 +53,16 @@ class Group:
         members: its parameters, in order.
         layout: where each lies.
         grad_dtype: dtype gradients accumulate in.
+        rank, ranks: this rank's place among those that hold the same values, and how many these are.
+        is_late: whether some of them work on the same samples; see Note [Late groups] in `ds_core.holdings`.
     """
 
     members: Sequence[NamedParameter]
     layout: FlatLayout
     grad_dtype: torch.dtype
+    rank: int
+    ranks: int
+    is_late: bool = False
 
     @property
     def index(self) -> int:
@@ -87,6 +94,8 @@ class Setup:
         outline: its outline in the dtypes of the run.
         config: resolved for the data-parallel ranks.
         ranks: data-parallel ranks.
+        mesh: of the job.
+        place: the rank's place on each mesh axis that divides the model; empty where none does.
         units: the plan of units.
         groups: flat groups the space would keep.
         loose: parameters it would leave alone.
@@ -102,6 +111,8 @@ class Setup:
     outline: nn.Module
     config: Config
     ranks: int
+    mesh: MeshPlan
+    place: dict[str, int]
     units: tuple[Unit, ...]
     groups: tuple[Group, ...]
     loose: tuple[NamedParameter, ...]
@@ -137,9 +148,10 @@ class Setup:
         """Micro-batches per step."""
         return self.config.batch.accumulation_steps
 
-    def owned(self, group: Group, rank: int) -> tuple[Range, ...]:
-        """Ranges that the optimizer of `rank` updates."""
-        return group.layout.shard_ranges(rank) if self.is_sharded else group.layout.whole()
+    def owned(self, group: Group) -> tuple[Range, ...]:
+        """Ranges that the optimizer of this rank updates."""
+        is_sharded = self.zero.stage > 0 and group.ranks > 1
+        return group.layout.shard_ranges(group.rank) if is_sharded else group.layout.whole()
 
 
 def set_up(
@@ -147,6 +159,7 @@ def set_up(
     config: Any,
     world: int,
     *,
+    rank: int = 0,
     model_parameters: Any = None,
     accelerator: str | None = None,
 ) -> Setup:
@@ -156,6 +169,7 @@ def set_up(
         model: on any device.
         config: as `initialize` takes it, or already loaded.
         world: ranks of the job.
+        rank: the one to plan for.
         model_parameters: as `initialize` takes it: parameters or group dicts; None trains all that require gradients.
         accelerator: name of the accelerator to plan for; None: the one a run on this machine would take.
 
@@ -175,11 +189,15 @@ def set_up(
     resolved = resolve(raw, facts)
     mesh = plan([request.item for request in manager.call("ds_mesh_axes", config=resolved, model=model)], world)
     ranks = mesh.size(*mesh.batch_axes)
-    _check_undivided(mesh)
     resolved = resolved.for_data_parallel(ranks)
     zero: ZeroConfig = resolved["zero_optimization"]
     _, groups = optimizer_groups(model, None, model_parameters)
-    groups = [{**group, "params": [sketch.twins[id(p)] for p in group["params"]]} for group in groups]
+    place = {axis.name: mesh.coords(rank)[axis.name] for axis in mesh.axes if axis.size > 1 and axis.name != DATA_AXIS}
+    kept = keep_shares(sketch, model, resolved, mesh, rank, manager) if place else Kept(model, {})
+    _check_trains(sketch.module, rank)
+    groups = [
+        {**group, "params": [sketch.twins[id(p)] for p in group["params"] if id(p) in sketch.twins]} for group in groups
+    ]
     build = Build(
         config=resolved,
         accelerator=device,
@@ -192,22 +210,26 @@ def set_up(
         lr_scheduler=None,
         manager=manager,
         accumulation=Accumulation(),
-        units=_marked_units(model, zero),
+        units=_marked_units(kept.module, zero),
+        holdings=kept.holdings,
     )
     Precision().prepare(build)
     policy = policy_for(SpacePolicy(grad_dtype=build.grad_dtype), zero)
     trained, frozen = build.parameters, build.frozen_parameters
     is_partitioned = zero.stage == 3 and ranks > 1
-    kept = [*trained, *frozen] if is_partitioned and trained else trained
-    layouts = group_layouts(kept, shards=ranks, bucket_numel=policy.bucket_numel)
+    laid = [*trained, *frozen] if is_partitioned and trained else trained
+    layouts = group_layouts(laid, shards=ranks, bucket_numel=policy.bucket_numel)
+    batch = Replicas(*batch_of(mesh, rank), None, "batch")
     return Setup(
-        model=model,
+        model=kept.module,
         outline=sketch.module,
         config=resolved,
         ranks=ranks,
+        mesh=mesh,
+        place=place,
         units=tuple(build.units),
-        groups=tuple(Group(m, layout, policy.grad_dtype or m[0].parameter.dtype) for m, layout in layouts),
-        loose=() if len(kept) > len(trained) else tuple(frozen),
+        groups=tuple(_group(members, layout, policy, batch) for members, layout in layouts),
+        loose=() if len(laid) > len(trained) else tuple(frozen),
         policy=policy,
         master_dtype=build.master_dtype,
         optimizer_groups=tuple(groups),
@@ -217,19 +239,15 @@ def set_up(
     )
 
 
-def _check_undivided(mesh: MeshPlan) -> None:
-    """Refuses what is not counted yet.
+def _group(members: Sequence[NamedParameter], layout: FlatLayout, policy: SpacePolicy, batch: Replicas) -> Group:
+    holders = members[0].replicas or batch
+    dtype = policy.grad_dtype or members[0].parameter.dtype
+    return Group(members, layout, dtype, holders.rank, holders.ranks, not holders.is_within(batch))
 
-    Raises:
-        ConfigError: ranks hold different parts of the model.
-    """
-    dividing = [f"{axis.name} {axis.size}" for axis in mesh.axes if axis.name != DATA_AXIS and axis.size > 1]
-    if dividing:
-        raise ConfigError(
-            f"the config divides the model over mesh axes ({', '.join(dividing)}), and estimates count undivided "
-            "models only; estimate a stage, or a rank's share of the experts, as a model of its own on the "
-            "data-parallel ranks it has"
-        )
+
+def _check_trains(module: nn.Module, rank: int) -> None:
+    if next(iter(module.parameters()), None) is None:
+        raise ModelError(f"rank {rank} would hold no parameters; divide the model over fewer ranks")
 
 
 def _places(zero: ZeroConfig) -> Places:
