@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from ds_core.errors import ModelError
+from ds_core.errors import ConfigError, ModelError
 from ds_core.holdings import Holding, Replicas
 
 if TYPE_CHECKING:
@@ -43,11 +43,18 @@ def keep_shares(
     """Leaves `sketch` with what `rank` keeps of `model`.
 
     Raises:
+        ConfigError: nobody says what a rank keeps.
         ModelError: a plugin names a parameter that there is not, or slices that are not even.
     """
     shares: dict[str, list[Share]] = {}
     for given in manager.call("ds_shares", config=config, model=model, mesh=mesh, rank=rank):
         shares.setdefault(given.item.name, []).append(given.item)
+    if not shares:
+        dividing = ", ".join(f"{axis.name} {axis.size}" for axis in mesh.axes if axis.size > 1)
+        raise ConfigError(
+            f"the mesh is {dividing}, and no wheel says what a rank keeps of the model (hook ds_shares); update the "
+            "wheel that divides it, or estimate a rank's share as a model of its own on the ranks that hold the same"
+        )
     originals = dict(model.named_parameters())
     holdings: dict[nn.Parameter, Holding] = {}
     replaced: dict[int, nn.Parameter | None] = {}
