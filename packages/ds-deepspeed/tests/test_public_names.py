@@ -115,6 +115,10 @@ def test_asking_for_a_missing_name_tells_the_wheel_and_hasattr_says_no():
     with pytest.raises(AttributeError, match="it will come with the wheel ds-tensor"):
         _ = deepspeed.tp_model_init
     assert not hasattr(deepspeed, "init_inference")
+    with pytest.raises(ImportError, match="it will come with the wheel ds-tensor"):
+        from_import("deepspeed.module_inject", "LinearLayer")
+    with pytest.raises(ImportError, match="AutoEP is not here: put expert_parallel into the config"):
+        from_import("deepspeed.module_inject.auto_ep", "AutoEP")
     with pytest.raises(ImportError, match="cannot import name 'nonsense'"):
         from_import("deepspeed", "nonsense")
     with pytest.raises(ImportError, match=r"deepspeed.sequence.*ds-sequence"):
