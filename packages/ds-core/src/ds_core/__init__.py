@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ds_core.api import add_config_arguments, include_dir, init_distributed, initialize
+from ds_core.api import add_config_arguments, include_dir, initialize
 from ds_core.errors import DsError
 from ds_core.hooks import HOOK_API, hookimpl
 
 if TYPE_CHECKING:
+    from ds_core.comm import init_distributed
     from ds_core.config import Config
     from ds_core.data import DistributedLoader, RepeatingLoader
     from ds_core.engine import Engine
@@ -39,6 +40,7 @@ _LATER = {
     "Engine": "ds_core.engine",
     "Part": "ds_core.part",
     "RepeatingLoader": "ds_core.data",
+    "init_distributed": "ds_core.comm",
 }
 """Public names whose modules import torch or pydantic; loaded when first asked for."""
 

@@ -10,7 +10,6 @@ from ds_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from datetime import timedelta
 
     import torch
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from ds_core.engine import Engine
     from ds_core.optimizer_handle import OptimizerHandle
 
-__all__ = ["add_config_arguments", "include_dir", "init_distributed", "initialize"]
+__all__ = ["add_config_arguments", "include_dir", "initialize"]
 
 
 def initialize(
@@ -107,35 +106,6 @@ def _config_source(args: Any, config: Any, config_params: Any) -> Any:
     if not present:
         raise ConfigError("initialize needs a config: config= a path, dict or base64 text, or --deepspeed_config FILE")
     return given[present[0]]
-
-
-def init_distributed(
-    dist_backend: str | None = None,
-    auto_mpi_discovery: bool = True,
-    distributed_port: int = 29500,
-    verbose: bool = True,
-    timeout: timedelta | None = None,
-    init_method: str | None = None,
-    dist_init_required: bool | None = None,
-    config: Any = None,
-    rank: int = -1,
-    world_size: int = -1,
-) -> None:
-    """Starts torch.distributed; see `ds_core.comm.init_distributed`."""
-    from ds_core import comm
-
-    comm.init_distributed(
-        dist_backend,
-        auto_mpi_discovery=auto_mpi_discovery,
-        distributed_port=distributed_port,
-        verbose=verbose,
-        timeout=timeout,
-        init_method=init_method,
-        dist_init_required=dist_init_required,
-        config=config,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

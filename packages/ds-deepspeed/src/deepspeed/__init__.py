@@ -28,7 +28,8 @@ __all__ = [
 __getattr__, __dir__ = doors(
     __name__,
     {
-        "ds_core.api": "initialize init_distributed",
+        "ds_core.api": "initialize",
+        "ds_core.comm": "init_distributed",
         "ds_core.engine": "DeepSpeedEngine=Engine",
         "ds_core.data": "DeepSpeedDataLoader=DistributedLoader",
         "ds_core.errors": "DeepSpeedConfigError=ConfigError",
