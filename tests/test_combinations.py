@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds_core.config import Facts, load, resolve
-from ds_core.errors import ConfigError
+from ds_core.errors import ConfigError, ModelError
 from ds_core.testing import run_ranks
 
 BATCH = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
@@ -28,16 +28,27 @@ def test_stages_of_a_pipeline_and_sharded_parameters(zero: dict[str, Any]) -> No
     assert "pipeline.stages" in said
 
 
-def test_an_estimate_says_that_it_counts_no_stages() -> None:
+class Block(torch.nn.Module):
+    """Neither layers to divide nor experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+
+def test_an_estimate_refuses_a_model_that_has_no_stages() -> None:
     from ds_zero.estimate import estimate
 
-    class Block(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(8, 8)
-
-    with pytest.raises(ConfigError, match="pipe 2"):
+    with pytest.raises(ModelError, match="Block cannot be divided into stages"):
         estimate(Block(), {**BATCH, "pipeline": {"stages": 2}}, 4)
+
+
+def test_an_estimate_refuses_ranks_that_share_experts_a_model_does_not_have() -> None:
+    from ds_zero.estimate import estimate
+
+    config = {**BATCH, "expert_parallel": {"enabled": True, "autoep_size": 2}}
+    with pytest.raises(ConfigError, match="Block has no mixture-of-experts block that can be converted"):
+        estimate(Block(), config, 4)
 
 
 def test_axes_that_do_not_fit_the_ranks_are_all_named() -> None:
@@ -53,7 +64,6 @@ def test_axes_that_do_not_fit_the_ranks_are_all_named() -> None:
 
 def build_half_frozen() -> str:
     import ds_core
-    from ds_core.errors import ModelError
     from ds_pipeline import PipelineModule
 
     layers = [torch.nn.Linear(4, 4) for _ in range(2)]
