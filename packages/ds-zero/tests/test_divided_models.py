@@ -228,3 +228,23 @@ def test_full_gradients_are_the_sums_over_all_who_hold_a_parameter(kind: str) ->
                     continue
                 part = expected[name].reshape(-1)[start : start + gradient.numel()]
                 torch.testing.assert_close(gradient.reshape(-1), part, rtol=2e-5, atol=2e-6)
+
+
+def plan(kind: str) -> str:
+    from ds_core.errors import ConfigError
+    from ds_zero.estimate import estimate
+
+    divided_model.install()
+    model = make_model(kind, 0)
+    model.ranks = 2
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
+    with pytest.raises(ConfigError) as caught:
+        estimate(model, config, 4)
+    return str(caught.value)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("kind", "axis"), [("mixture", "data 2, expert 2"), ("staged", "half 2, data 2")])
+def test_a_plan_is_refused_where_the_plugin_that_divides_says_no_shares(kind: str, axis: str) -> None:
+    said = run_ranks(plan, 1, kind, fresh=True)[0]
+    assert f"{axis}, and no wheel says what a rank keeps of the model (hook ds_shares)" in said
