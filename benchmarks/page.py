@@ -86,6 +86,9 @@ def _lines(results: Mapping[str, Any], pictures: list[str]) -> Iterator[str]:
         "; ".join(f"{tally[status]} {status}" for status in ("met", "missed", "skipped", "not built") if tally[status])
         + "."
     )
+    if results.get("left_out"):
+        yield ""
+        yield f"Not measured on this machine: {'; '.join(results['left_out'])}."
     yield ""
     yield "## The machine"
     yield ""

@@ -1,7 +1,7 @@
 """Measures every target that can be measured, beside the peers, and writes the results and the page about them.
 
     python benchmarks/run.py --peers-python PYTHON            everything; run by `nox -s bench`
-    python benchmarks/run.py --only S8 S9 ...                 these, into today's results beside what they hold
+    python benchmarks/run.py --only S8 S9 ...                 these, beside what was last measured of the others
     python benchmarks/run.py --quick                          tiny sizes, to see that all programs work
 
 Runs in an environment with this project's wheels and matplotlib. Ends with 1 when a measurement of this project itself
@@ -110,6 +110,16 @@ def to_text(results: Any) -> str:
     return figures.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
+def earlier(folder: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    """Sections that this run leaves out, as they were last measured on a machine like this one; each has its time."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("????-??-??.json")):
+        results = json.loads(file.read_text())
+        if results["machine"] == machine():
+            found |= results["sections"]
+    return {id: section for id, section in found.items() if id in SECTIONS and id not in wanted}
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", type=Path, help="Python of the environment with the peers")
@@ -131,8 +141,7 @@ def main() -> None:
     peers = make_side(asked.peers_python.absolute()) if asked.peers_python else None
     today = datetime.date.today().isoformat()
     file = out / "benchmarks" / "results" / f"{today}.json"
-    partial = len(asked.only) < len(SECTIONS) and file.exists()
-    results: dict[str, Any] = json.loads(file.read_text()) if partial else {"sections": {}}
+    results: dict[str, Any] = {"sections": {} if asked.quick else earlier(file.parent, asked.only)}
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         context = Context(
             ours=ours,
@@ -158,6 +167,7 @@ def main() -> None:
         }
         sections, broken = measure(context, asked.only)
         results["sections"] |= sections
+        results["left_out"] = [title for id, (title, _) in SECTIONS.items() if id not in results["sections"]]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(to_text(results))
     pages = [page.write(results, out / "docs")]
