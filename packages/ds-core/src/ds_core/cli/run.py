@@ -16,7 +16,7 @@ from ds_core.launch.hosts import read_hostfile
 from ds_core.launch.machines import REMOTE, MachineChoice, over_machines
 from ds_core.launch.named import named_launcher
 from ds_core.launch.outcome import RanksFailedError
-from ds_core.launch.spec import LaunchSpec
+from ds_core.launch.spec import NO_ADDRESS, LaunchSpec
 
 __all__ = ["command"]
 
@@ -34,7 +34,7 @@ def command(
     node_rank: Annotated[int, typer.Option("--node-rank", "--node_rank", help="Number of this machine, from 0.")] = 0,
     master_addr: Annotated[
         str, typer.Option("--master-addr", "--master_addr", help="Address of machine 0.")
-    ] = "127.0.0.1",
+    ] = NO_ADDRESS,
     master_port: Annotated[
         int, typer.Option("--master-port", "--master_port", help="Port on machine 0; 0 takes a free one.")
     ] = 0,

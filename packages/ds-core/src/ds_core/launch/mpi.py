@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import ClassVar
 
 from ds_core.errors import LaunchError
-from ds_core.launch.remote import RemoteLauncher, told_by
+from ds_core.launch.remote import RemoteLauncher
 from ds_core.launch.spec import LaunchSpec
 
 __all__ = ["ImpiLauncher", "MpichLauncher", "MvapichLauncher", "OpenMpiLauncher"]
@@ -22,7 +23,7 @@ class _MpiLauncher(RemoteLauncher):
     def check(self, spec: LaunchSpec) -> None:
         """As for every launcher; the mpirun found must be the one that is meant, for their flags differ."""
         super().check(spec)
-        told = told_by([self.program, "--version"])
+        told = _told_by([self.program, "--version"])
         if not any(mark.lower() in told.lower() for mark in self.marks):
             first = next((line.strip() for line in told.splitlines() if line.strip()), "nothing")
             raise LaunchError(
@@ -79,3 +80,12 @@ class MvapichLauncher(MpichLauncher):
     product: ClassVar[str] = "MVAPICH"
     program_hint: ClassVar[str] = "install MVAPICH, or load its module"
     marks: ClassVar[tuple[str, ...]] = ("HYDRA", "MVAPICH")
+
+
+def _told_by(command: list[str]) -> str:
+    """What a program prints about itself; empty where it cannot be asked."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr

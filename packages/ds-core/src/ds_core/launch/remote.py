@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from abc import abstractmethod
@@ -19,7 +18,7 @@ from typing import ClassVar
 from ds_core.errors import LaunchError
 from ds_core.launch.base import Launcher
 from ds_core.launch.node import encode
-from ds_core.launch.spec import LaunchSpec
+from ds_core.launch.spec import NO_ADDRESS, LaunchSpec
 
 __all__ = ["RemoteLauncher"]
 
@@ -78,15 +77,6 @@ class RemoteLauncher(Launcher):
 
 def with_meeting_point(spec: LaunchSpec) -> LaunchSpec:
     """The job with the address of its first machine, where none was given."""
-    if spec.master_addr != LaunchSpec.__dataclass_fields__["master_addr"].default or len(spec.hosts) < 2:
+    if spec.master_addr != NO_ADDRESS or len(spec.hosts) < 2:
         return spec
     return replace(spec, master_addr=next(iter(spec.hosts)))
-
-
-def told_by(command: list[str]) -> str:
-    """What a program prints about itself; empty where it cannot be asked."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout + done.stderr

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ds_core.errors import LaunchError
 
-__all__ = ["LOOPBACK", "LaunchSpec"]
+__all__ = ["LOOPBACK", "NO_ADDRESS", "LaunchSpec"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NO_ADDRESS = LOOPBACK[0]
+"""The master address of jobs that were given none: this machine, or the first of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class LaunchSpec:
     nproc: int | None = None
     nnodes: int = 1
     node_rank: int = 0
-    master_addr: str = "127.0.0.1"
+    master_addr: str = NO_ADDRESS
     master_port: int = 0
     module: bool = False
     no_python: bool = False

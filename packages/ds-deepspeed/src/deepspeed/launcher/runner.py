@@ -90,7 +90,7 @@ def spec_of(args: argparse.Namespace, environ: Mapping[str, str]) -> LaunchSpec:
     Raises:
         LaunchError: it needs what is not here, or the flags contradict each other.
     """
-    from ds_core.launch.spec import LaunchSpec
+    from ds_core.launch.spec import NO_ADDRESS, LaunchSpec
 
     for name, message in _WAITING.items():
         if getattr(args, name):
@@ -101,7 +101,7 @@ def spec_of(args: argparse.Namespace, environ: Mapping[str, str]) -> LaunchSpec:
     job = LaunchSpec(
         script=args.user_script,
         arguments=tuple(args.user_args),
-        master_addr=args.master_addr or "127.0.0.1",
+        master_addr=args.master_addr or NO_ADDRESS,
         master_port=args.master_port,
         module=args.module,
         no_python=args.no_python,
